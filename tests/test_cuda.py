@@ -1,0 +1,51 @@
+"""The pipeline and one training step on a GPU agree with the CPU. Run where there is one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.train_experts import pixel_loss
+from unirestorer.config import NetworkConfig
+from unirestorer.degradation import draw_recipe
+from unirestorer.networks import build_network
+from unirestorer.pipeline import UniRestorer
+
+pytestmark = pytest.mark.cuda
+TOLERANCE = 2e-3                            # half a grey level: cuDNN sums in another order, TF32 rounds
+
+
+def test_restoring_agrees(tiny_checkpoint: Path) -> None:
+    x = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(1))
+    cpu, gpu = (UniRestorer.from_pretrained(tiny_checkpoint, device=device) for device in ("cpu", "cuda"))
+    a, b = cpu(x), gpu(x)
+    torch.testing.assert_close(a.estimate.e, b.estimate.e.cpu(), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(a.route.leaf_probs, b.route.leaf_probs.cpu(), atol=1e-2, rtol=0)
+    expert = cpu.tree.expert_names[int(a.route.expert[0])]
+    torch.testing.assert_close(
+        cpu(x, expert=expert).image, gpu(x, expert=expert).image.cpu(), atol=TOLERANCE, rtol=0
+    )
+
+
+def test_one_training_step_agrees() -> None:
+    generator = torch.Generator().manual_seed(2)
+    lq, hq = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    losses = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        network = build_network(NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1))).to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for _ in range(2):
+            loss = pixel_loss(network, lq.to(device), hq.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_degrading_on_the_gpu_gives_the_same_picture(seed: int) -> None:
+    clean = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(seed))
+    recipe = draw_recipe(seed, setting="mixed")
+    torch.testing.assert_close(recipe.apply(clean.cuda()).cpu(), recipe.apply(clean), atol=TOLERANCE, rtol=0)

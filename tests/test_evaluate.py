@@ -1,0 +1,195 @@
+"""Evaluation on a drawn data set with a model whose route and outputs are known."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.evaluate import KEY, TIE_DB, evaluate, instruction_mask, markdown
+from training.protocol import cases, samples
+from unirestorer.imaging import save_image
+from unirestorer.metrics import psnr, ssim
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Estimate, Route, Task
+
+PHOTOS = 6
+TREE = DegradationTree(
+    centers=(torch.tensor([[0.5, 0.5]]), torch.eye(2), torch.eye(2)),
+    parents=(torch.zeros(1, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.arange(2)),
+    task_sets=({frozenset({Task.DENOISE}): 9}, {frozenset({Task.LOWLIGHT}): 9}),
+    names=(("all",), ("noise", "light"), ("noise, heavy", "light, low")),
+)
+
+
+class Model:
+    """Sees noise as energy between neighbours; experts 1 and 3 blur, 2 and 4 brighten, ALL does nothing."""
+
+    tree = TREE
+
+    def __init__(self, wrong_leaf: bool = False, level: int = 2) -> None:
+        self.wrong_leaf, self.level = wrong_leaf, level
+        self.runs: list[int] = []
+        self.looks = 0
+
+    def estimate(self, x: Tensor) -> Estimate:
+        self.looks += 1
+        rough = float((x[..., 1:] - x[..., :-1]).abs().mean() > 0.05)
+        e = torch.tensor([[rough, 1 - rough]])
+        return Estimate(e, e, torch.full_like(e, -1.5))
+
+    def route(self, estimate: Estimate, tasks: Sequence[Task] | None = None) -> Route:
+        leaf_probs = estimate.e.flip(1) if self.wrong_leaf else estimate.e
+        if tasks is not None:
+            leaf_probs = torch.where(TREE.mask(tasks), leaf_probs + 1e-3, 0.0)
+        leaf = leaf_probs.argmax(1)
+        level = torch.full_like(leaf, self.level)
+        return Route(leaf_probs, F.one_hot(level, 3).float(), leaf, level, TREE.expert_table[leaf, level])
+
+    def experts(self, x: Tensor, expert: Tensor) -> Tensor:
+        number = int(expert)
+        self.runs.append(number)
+        if number == 0:
+            return x
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) if number % 2 else x**0.5
+
+
+def photo(seed: int) -> Tensor:
+    coarse = torch.rand(1, 3, 3, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (40, 56), mode="bicubic", align_corners=True).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("val")
+    for name in ("cbsd68", "sunhays"):
+        (root / name).mkdir()
+        for index in range(PHOTOS):
+            save_image(photo(index), root / name / f"{index}.png")
+    return root
+
+
+def measure(model: Model, data: Path, *groups: str, **options: int | Path | dict) -> dict:
+    return evaluate(model, data, groups=groups, quiet=True, **options)
+
+
+def test_figures_agree_with_a_plain_loop(data: Path) -> None:
+    figures = measure(Model(), data, "single-in/denoise-50")["cases"]["single-in/denoise-50"]
+    case = cases("single-in/denoise-50")[0]
+    blurred = [
+        (s.clean, s.degraded, Model().experts(s.degraded, torch.tensor([3]))) for s in samples(case, data)
+    ]
+    for mode, of in (("input", 1), ("all", 1), ("auto", 2), ("instruction", 2), ("oracle", 2)):
+        assert figures["psnr"][mode] == pytest.approx(
+            sum(psnr(p[of], p[0])[0] for p in blurred) / PHOTOS, abs=1e-3
+        )
+        assert figures["ssim"][mode] == pytest.approx(
+            sum(ssim(p[of], p[0])[0] for p in blurred) / PHOTOS, abs=1e-3
+        )
+    assert (figures["n"], figures["seed"], figures["strength"]) == (PHOTOS, case.seed, 50)
+    assert figures["type_accuracy"] == figures["leaf_accuracy"] == figures["routing_accuracy"] == 1
+    assert figures["regret_db"] == 0
+    assert figures["practical_load"] == [0, 0, 1]
+    assert figures["expected_load"] == [0, 0.5, 0.5]  # TYPE and DEGREE do the same: they tie
+    assert figures["log_e_gran"] == -1.5
+
+
+def test_a_wrong_route_costs_regret_and_an_instruction_mends_it(data: Path) -> None:
+    figures = measure(Model(wrong_leaf=True), data, "single-in/denoise-50")["cases"]["single-in/denoise-50"]
+    assert figures["type_accuracy"] == figures["leaf_accuracy"] == figures["routing_accuracy"] == 0
+    assert figures["psnr"]["instruction"] == figures["psnr"]["oracle"] > figures["psnr"]["auto"]
+    assert figures["regret_db"] == pytest.approx(
+        figures["psnr"]["oracle"] - figures["psnr"]["auto"], abs=1e-3
+    )
+    assert figures["regret_db"] > TIE_DB
+
+
+def test_choosing_all_is_counted_at_its_level(data: Path) -> None:
+    figures = measure(Model(level=0), data, "single-in/denoise-50")["cases"]["single-in/denoise-50"]
+    assert figures["practical_load"] == [1, 0, 0]
+    assert figures["psnr"]["auto"] == figures["psnr"]["all"] == figures["psnr"]["input"]
+
+
+def test_every_expert_runs_once_per_photo_one_expert_after_another(data: Path) -> None:
+    model = Model(wrong_leaf=True)
+    measure(model, data, "single-in/denoise-50")
+    assert model.looks == PHOTOS
+    assert model.runs == [
+        e for e in (0, 1, 3, 4) for _ in range(PHOTOS)
+    ]  # 0, path of leaf 0, and the wrong leaf
+
+
+def test_undegraded_and_unseen_photos_have_no_instruction(data: Path) -> None:
+    found = measure(Model(level=0), data, "clean/cbsd68", "unseen/banding-6", limit=2)["cases"]
+    clean, banding = found["clean/cbsd68"], found["unseen/banding-6"]
+    assert (
+        clean["psnr"]["instruction"]
+        is clean["psnr"]["oracle"]
+        is clean["regret_db"]
+        is clean["expected_load"]
+        is None
+    )
+    assert clean["psnr"]["auto"] == 100
+    assert banding["psnr"]["instruction"] is None and banding["psnr"]["oracle"] is not None
+    assert banding["type_accuracy"] is None
+
+
+def test_a_task_that_the_tree_does_not_know_is_measured_without_instruction(data: Path) -> None:
+    assert instruction_mask(TREE, (Task.DERAIN,)) is None
+    assert instruction_mask(TREE, (Task.DENOISE,)).tolist() == [True, False]
+    figures = measure(Model(), data, "single-in/dejpeg-10", limit=2)["cases"]["single-in/dejpeg-10"]
+    assert figures["psnr"]["instruction"] is None
+
+
+def test_metrics_are_merged_and_stale_ones_dropped(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "metrics.json"
+    out.write_text('{"overhead": {"seconds": 1}}')
+    options = {"out": out, "limit": 1, "about": {"weights": "a"}}
+    first = measure(Model(), data, "single-in/denoise-50", **options)
+    second = measure(Model(), data, "single-in/denoise-15", "second-in/dehaze-1", **options)
+    stored = json.loads(out.read_text())
+    assert stored["overhead"] == {"seconds": 1}
+    assert list(stored[KEY]["cases"]) == [
+        "single-in/denoise-15",
+        "single-in/denoise-50",
+    ]  # the protocol's order
+    assert stored[KEY]["cases"]["single-in/denoise-50"] == first["cases"]["single-in/denoise-50"]
+    assert "reference" in second["skipped"]["second-in/dehaze-1"]
+    run = stored[KEY]["runs"][stored[KEY]["cases"]["single-in/denoise-15"]["run"]]
+    assert run["limit"] == 1 and run["torch"] == torch.__version__ and run["device"].startswith("cpu: ")
+    measure(Model(), data, "clean/cbsd68", out=out, limit=1, about={"weights": "b"})
+    assert list(json.loads(out.read_text())[KEY]["cases"]) == ["clean/cbsd68"]
+
+
+def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> None:
+    result = measure(Model(), data, "single-in", "mixed-in", "clean", "second-in/dehaze-1", limit=1)
+    text = markdown(result)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert sum(line.startswith("| denoise-50 |") for line in rows) == 2  # quality and routing
+    assert all(len(line.split("|")) == len(rows[0].split("|")) for line in rows[: 2 + 21 + 3])
+    for name in ("average of 3", "average of 5", "average of 7"):
+        assert sum(name in line for line in rows) == 1
+    assert "skipped second-in/dehaze-1" in text
+    found = result["cases"]
+    tasks = ("derain", "dehaze", "denoise")
+    ids = [[id_ for id_ in found if id_.startswith(f"single-in/{task}-")] for task in tasks]
+    mean = sum(sum(found[i]["psnr"]["auto"] for i in three) / 3 for three in ids) / 3
+    (row,) = (line for line in rows if "average of 3" in line)
+    assert f"{mean:.2f} / " in row.split("|")[5]
+    assert "average" not in markdown(result, ["clean/cbsd68"])
+    assert "| average |" in markdown(result, ["single-in/denoise-15", "single-in/denoise-25"])
+
+
+@pytest.mark.parametrize(("groups", "what"), [(["sideways"], "sideways"), (["real/sice"], "sice")])
+def test_bad_input_is_named(data: Path, groups: Sequence[str], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        measure(Model(), data, *groups)
+
+
+def test_damaged_metrics_are_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="metrics.json"):
+        measure(Model(), data, "clean", out=tmp_path / "metrics.json")

@@ -1,0 +1,273 @@
+"""The bank of experts: dispatch, memory, threads, and tiles that equal the whole photo."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unirestorer.config import NetworkConfig
+from unirestorer.experts import ExpertBank
+from unirestorer.networks import build_network
+
+CPU = torch.device("cpu")
+COUNT = 6
+
+
+class Add(nn.Module):
+    """Adds a hundredth of its number."""
+
+    multiple, halo_px = 1, 0
+
+    def __init__(self, number: int, during: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.number, self.during, self.seen = number, during, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.during()
+        self.seen += len(x)
+        return x + self.number / 100
+
+
+class Loader:
+    """Builds experts, and remembers which, in which order."""
+
+    def __init__(self, seconds: float = 0.0, during: Callable[[], object] = lambda: None) -> None:
+        self.numbers: list[int] = []
+        self.seconds, self.during, self.loading = seconds, during, 0
+
+    def __call__(self, number: int) -> nn.Module:
+        self.loading += 1
+        assert self.loading == 1, "two threads load at once"
+        self.numbers.append(number)
+        time.sleep(self.seconds)
+        self.loading -= 1
+        return Add(number, self.during)
+
+
+def bank_of(load: Callable[[int], nn.Module], keep: int = 4) -> ExpertBank:
+    return ExpertBank(tuple(f"1-{i}" for i in range(COUNT)), load, CPU, keep)
+
+
+def photos(count: int, height: int = 8, width: int = 10) -> Tensor:
+    return 0.1 + 0.5 * torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize("tile_px", [None, 768, 4])
+def test_every_photo_goes_to_its_expert_and_comes_back_in_place(tile_px: int | None) -> None:
+    x, expert = photos(7), torch.tensor([3, 0, 5, 3, 1, 0, 3])
+    before = x.clone()
+    bank = bank_of(Loader())
+    restored = bank(x, expert, tile_px=tile_px)
+    assert torch.allclose(restored, x + expert[:, None, None, None] / 100, atol=1e-6)
+    if tile_px is None:
+        assert [bank.network(number).seen for number in (0, 1, 3, 5)] == [2, 1, 3, 1]  # nobody else's
+    assert torch.equal(x, before)
+    assert restored.dtype == torch.float32
+
+
+def test_the_result_is_clipped_and_single_precision() -> None:
+    white = torch.ones(1, 3, 4, 4, dtype=torch.float64)
+    restored = bank_of(Loader())(white, torch.tensor([5]))
+    assert restored.dtype == torch.float32
+    assert restored.max() == 1
+
+
+def test_an_expert_is_loaded_once_for_a_whole_batch() -> None:
+    load = Loader()
+    bank_of(load, keep=1)(photos(8), torch.tensor([2, 4, 2, 4, 0, 2, 4, 0]))
+    assert sorted(load.numbers) == [0, 2, 4]
+
+
+def test_the_least_recently_used_expert_goes_first() -> None:
+    load = Loader()
+    bank = bank_of(load, keep=2)
+    for number in (0, 1, 0, 2):  # 2 drives out 1, not 0
+        bank.network(number)
+    assert load.numbers == [0, 1, 2]
+    bank.network(0)
+    assert load.numbers == [0, 1, 2]
+    bank.network(1)
+    assert load.numbers == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_at_most_keep_experts_stay(keep: int) -> None:
+    load = Loader()
+    bank = bank_of(load, keep)
+    for number in range(COUNT):
+        bank.network(number)
+    for number in reversed(range(COUNT)):
+        bank.network(number)
+    assert load.numbers == [*range(COUNT), *reversed(range(COUNT - keep))]
+
+
+def test_networks_are_in_evaluation_mode_and_the_same_while_warm() -> None:
+    bank = bank_of(Loader())
+    assert not bank.network(2).training
+    assert bank.network(2) is bank.network(2)
+
+
+def test_a_failed_load_can_be_tried_again() -> None:
+    attempts = []
+
+    def load(number: int) -> nn.Module:
+        attempts.append(number)
+        if len(attempts) == 1:
+            raise ValueError("damaged")
+        return Add(number)
+
+    bank = bank_of(load)
+    with pytest.raises(ValueError, match="damaged"):
+        bank.network(1)
+    assert isinstance(bank.network(1), Add)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("number", [-1, COUNT, 10**6])
+def test_unknown_numbers_are_told_the_range(number: int) -> None:
+    with pytest.raises(ValueError, match=f"unknown expert number {number}: this model has experts 0 to 5"):
+        bank_of(Loader()).network(number)
+    with pytest.raises(ValueError, match="unknown expert number"):
+        bank_of(Loader())(photos(2), torch.tensor([0, number]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_pixels_that_are_not_finite_are_refused(value: float) -> None:
+    x = photos(3)
+    x[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match="not finite"):
+        bank_of(Loader())(x, torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expert"),
+    [((3, 8, 8), [0]), ((1, 1, 8, 8), [0]), ((1, 4, 8, 8), [0]), ((2, 3, 8, 8), [0]), ((1, 3, 8, 8), [[0]])],
+    ids=str,
+)
+def test_other_shapes_are_refused(shape: tuple[int, ...], expert: list) -> None:
+    with pytest.raises(ValueError, match=r"photos \(B, 3, H, W\)"):
+        bank_of(Loader())(torch.rand(shape), torch.tensor(expert))
+
+
+# Threads
+
+
+def test_threads_share_a_bank() -> None:
+    """Four threads, room for two experts: every result is right and no two loads overlap."""
+    load = Loader(seconds=0.001)
+    bank, wrong = bank_of(load, keep=2), []
+
+    def work(seed: int) -> None:
+        random = torch.Generator().manual_seed(seed)
+        for _ in range(20):
+            expert = torch.randint(0, COUNT, (3,), generator=random)
+            x = photos(3)
+            if not torch.allclose(bank(x, expert), x + expert[:, None, None, None] / 100, atol=1e-6):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_two_threads_that_want_one_expert_load_it_once() -> None:
+    load = Loader(seconds=0.05)
+    bank = bank_of(load)
+    found: list[nn.Module] = []
+    threads = [threading.Thread(target=lambda: found.append(bank.network(3))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert load.numbers == [3]
+    assert found[0] is found[1]
+
+
+def test_an_expert_in_use_survives_its_eviction() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def during() -> None:
+        if threading.current_thread() is slow:
+            inside.set()
+            assert go_on.wait(30)
+
+    bank, x, results = bank_of(Loader(during=during), keep=1), photos(1), []
+    slow = threading.Thread(target=lambda: results.append(bank(x, torch.tensor([1]))))
+    slow.start()
+    assert inside.wait(30)
+    bank.network(2)  # drives out 1, whose forward pass is under way; nothing waits for it
+    go_on.set()
+    slow.join(30)
+    assert torch.allclose(results[0], x + 0.01, atol=1e-6)
+
+
+# Tiles
+
+
+def trained(config: NetworkConfig, seed: int = 0) -> nn.Module:
+    """Every weight random: the network changes a photo by 0.1 on average, as a strong expert does."""
+    torch.manual_seed(seed)
+    network = build_network(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def uneven(height: int, width: int) -> Tensor:
+    """A noisy photo, dark on one half: pooled statistics differ from place to place."""
+    random = torch.Generator().manual_seed(1)
+    x = F.interpolate(torch.rand(1, 3, 5, 6, generator=random), (height, width), mode="bicubic")
+    x = x + 0.1 * torch.randn(x.shape, generator=random)
+    x[..., width // 2 :] *= 0.5
+    return x.clamp(0, 1)
+
+
+# The largest and the mean difference that are kept, in units of 1/255, in tiles of 96 px and under random
+# weights as strong as an expert's; the comments tell the worst of eight seeds.
+BOUNDS = {
+    # 0.13 and 0.005; pooling windows reach beyond the halo, else it were 0
+    "nafnet": (NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)), 0.25, 0.02),
+    # 1.04 and 0.05
+    "retinexformer": (NetworkConfig("retinexformer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4)), 2.0, 0.1),
+    # 24 and 1.1: attention over a tile is not attention over the photo
+    "restormer": (NetworkConfig("restormer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4), refinement=1), 40.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_tiles_equal_the_whole_within_the_stated_bound(kind: str) -> None:
+    config, largest, mean = BOUNDS[kind]
+    x, number = uneven(180, 200), torch.tensor([0])
+    bank = ExpertBank(("0-0",), lambda _: trained(config), CPU)
+    whole = bank(x, number, tile_px=None)
+    assert (whole - x).abs().mean() > 0.05
+    difference = (bank(x, number, tile_px=96) - whole).abs() * 255
+    assert 0 < float(difference.max()) < largest
+    assert float(difference.mean()) < mean
+
+
+def test_a_photo_within_one_tile_is_the_whole_photo_exactly() -> None:
+    config = BOUNDS["nafnet"][0]
+    bank = ExpertBank(("0-0",), lambda _: trained(config), CPU)
+    x, number, told = uneven(70, 90), torch.tensor([0]), []
+    assert torch.equal(bank(x, number, tile_px=90, progress=told.append), bank(x, number, tile_px=None))
+    assert told == [1.0]
+
+
+def test_progress_rises_to_one() -> None:
+    told: list[float] = []
+    bank_of(Loader())(photos(2, 40, 40), torch.tensor([1, 1]), tile_px=24, progress=told.append)
+    assert len(told) > 2
+    assert told == sorted(told)
+    assert told[-1] == 1

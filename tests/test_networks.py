@@ -1,0 +1,242 @@
+"""The expert architectures: published sizes, every photo size, local statistics, tiles, and errors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unirestorer.config import RESTORMER_PAPER, RETINEXFORMER_PAPER, NetworkConfig
+from unirestorer.networks import NETWORKS, Network, build_network
+from unirestorer.networks.nafnet import NAFBlock, NAFNet, window_means
+
+NAFNET_PAPER = NetworkConfig(kind="nafnet", width=32, encoder=(1, 1, 1, 28), middle=1, decoder=(1, 1, 1, 1))
+SMALL = {
+    "nafnet": NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1), window_px=16),
+    "unshuffled": NetworkConfig(width=8, encoder=(1,), middle=1, decoder=(1,), window_px=16, unshuffle=2),
+    "restormer": NetworkConfig("restormer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4), refinement=1),
+    "retinexformer": NetworkConfig("retinexformer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4), stages=2),
+}
+each_kind = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
+
+
+def trained(config: NetworkConfig, seed: int = 0) -> Network:
+    """A network in eval mode whose every parameter is random (none at zero), as after training."""
+    torch.manual_seed(seed)
+    network = build_network(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def photo(*shape: int, seed: int = 1) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("config", "millions", "tolerance"),
+    [(RESTORMER_PAPER, 26.1, 0.1), (RETINEXFORMER_PAPER, 1.6, 0.05), (NAFNET_PAPER, 17.1, 0.1)],
+    ids=["restormer", "retinexformer", "nafnet"],
+)
+def test_parameter_counts_are_the_published_ones(config, millions, tolerance):
+    with torch.device("meta"):
+        network = build_network(config)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=tolerance)
+
+
+@each_kind
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 21), (64, 64)], ids=str)
+def test_any_size_keeps_its_shape(config, size):
+    x = photo(2, 3, *size)
+    with torch.inference_mode():
+        y = trained(config)(x)
+    assert y.shape == x.shape
+    assert y.dtype == torch.float32
+    assert y.isfinite().all()
+    assert not torch.equal(y, x)
+
+
+@each_kind
+@pytest.mark.parametrize(("size", "mode"), [((30, 21), "reflect"), ((1, 2), "replicate")], ids=str)
+def test_odd_sizes_are_mirrored_at_the_bottom_and_right(config, size, mode):
+    network, x = trained(config), photo(1, 3, *size)
+    padded = torch.nn.functional.pad(x, (0, -size[1] % 4, 0, -size[0] % 4), mode=mode)
+    assert network.multiple == 4
+    with torch.inference_mode():
+        assert torch.equal(network(x), network(padded)[..., : size[0], : size[1]])
+
+
+@pytest.mark.parametrize("kind", ["nafnet", "unshuffled"])
+def test_untrained_nafnet_is_the_identity(kind):
+    x = photo(1, 3, 33, 21)
+    assert torch.equal(build_network(SMALL[kind])(x), x)
+
+
+def test_untrained_retinexformer_only_lights_up():
+    network, x = build_network(replace(SMALL["retinexformer"], stages=1)), photo(1, 3, 32, 24)
+    light_map, _ = network.stages[0].estimator(x)
+    torch.testing.assert_close(network(x), x * light_map + x)
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [((9, 13), 4), ((9, 13), 5), ((5, 40), 12), ((30, 6), 7), ((8, 9), 8), ((3, 3), 1)],
+    ids=str,
+)
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_local_statistics_equal_a_naive_loop(size, window, offset):
+    """y * conv(mean of the window around each pixel, moved inside the map at its borders)."""
+    torch.manual_seed(0)
+    block = NAFBlock(3, window).eval()
+    y = torch.randn(2, 3, *size) + offset
+    h, w = (min(window, side) for side in size)
+    means = torch.empty(y.shape, dtype=torch.float64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            top = min(max(i - (h - 1) // 2, 0), size[0] - h)
+            left = min(max(j - (w - 1) // 2, 0), size[1] - w)
+            means[:, :, i, j] = y[:, :, top : top + h, left : left + w].double().mean((2, 3))
+    with torch.inference_mode():
+        expected = y.double() * block.attention.double()(means)
+        block.attention.float()
+        got = block.attend(y)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_window_means_stay_exact_on_a_large_map():
+    x = photo(1, 2, 300, 700) + 5
+    exact = torch.nn.functional.avg_pool2d(x.double(), 96, stride=1)
+    torch.testing.assert_close(window_means(x, 96).double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nafnet", "unshuffled"])
+def test_eval_equals_training_up_to_the_window_and_differs_beyond(kind):
+    network = trained(SMALL[kind])
+    for side, same in ((15, True), (16, True), (32, False)):
+        x = photo(1, 3, side, 16)
+        with torch.inference_mode():
+            local, whole = network.eval()(x), network.train()(x)
+        assert torch.equal(local, whole) == same, side
+
+
+@each_kind
+def test_sizes_in_turn_share_a_module(config):
+    shared = trained(config)
+    for size in ((40, 24), (24, 40), (40, 24)):
+        x = photo(1, 3, *size)
+        with torch.inference_mode():
+            assert torch.equal(shared(x), trained(config)(x))
+
+
+def silence_pooling(network: NAFNet) -> None:
+    """Leave the pooled statistics without effect, so that only convolutions carry information."""
+    for block in network.modules():
+        if isinstance(block, NAFBlock):
+            torch.nn.init.zeros_(block.attention.weight)
+
+
+@pytest.mark.parametrize("kind", ["nafnet", "unshuffled"])
+def test_nafnet_tile_with_its_halo_equals_the_whole(kind):
+    network = trained(SMALL[kind])
+    silence_pooling(network)
+    halo, side = network.halo_px, 2 * network.multiple
+    assert halo % network.multiple == 0
+    x = photo(1, 3, 2 * halo + side + 32, 2 * halo + side + 32)
+    with torch.inference_mode():
+        whole = network(x)[..., halo + 16 : halo + 16 + side, halo + 16 : halo + 16 + side]
+        tile = network(x[..., 16 : 16 + 2 * halo + side, 16 : 16 + 2 * halo + side])
+        torch.testing.assert_close(tile[..., halo : halo + side, halo : halo + side], whole)
+
+
+@pytest.mark.parametrize("encoder", [(1, 1), (2, 3, 1)], ids=str)
+def test_nafnet_halo_covers_every_gradient(encoder):
+    """No output pixel depends on an input pixel beyond the halo, whatever its place on the grid."""
+    network = trained(NetworkConfig(width=4, encoder=encoder, middle=2, decoder=encoder[::-1])).train()
+    silence_pooling(network)
+    halo = network.halo_px
+    for place in (halo, halo + 3, halo + network.multiple - 1):
+        x = photo(1, 3, 2 * halo + 2 * network.multiple, 8).requires_grad_()
+        network(x)[0, :, place].sum().backward()
+        rows = x.grad.abs().sum((0, 1, 3)).nonzero()
+        assert rows.min() >= place - halo
+        assert rows.max() <= place + halo
+
+
+@each_kind
+def test_gradient_reaches_every_parameter(config):
+    network = trained(config).train()
+    (network(photo(2, 3, 20, 24)) - photo(2, 3, 20, 24, seed=2)).abs().mean().backward()
+    missing = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+@each_kind
+def test_state_survives_half_precision(config):
+    """Weights go to disk in half precision: the rebuilt network is the rounded one, exactly."""
+    network, x = trained(config), photo(1, 3, 24, 24)
+    halves = {name: value.half() for name, value in network.state_dict().items()}
+    rebuilt = build_network(config).eval()
+    rebuilt.load_state_dict(halves, strict=True)
+    assert all(value.dtype == torch.float32 for value in rebuilt.state_dict().values())
+    with torch.inference_mode():
+        torch.testing.assert_close(rebuilt(x), network(x), rtol=0.05, atol=0.05)
+    assert all(torch.equal(value.half(), halves[name]) for name, value in rebuilt.state_dict().items())
+
+
+@each_kind
+def test_bfloat16_autocast_and_channels_last(config):
+    network, x = trained(config), photo(1, 3, 40, 32)
+    with torch.inference_mode():
+        expected = network(x)
+        network = network.to(memory_format=torch.channels_last)
+        last = network(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = network(x)
+    torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
+    assert rough.dtype == torch.float32                     # the residual is added in single precision
+    assert (rough - expected).abs().mean() < 0.05 * (expected - x).abs().mean()
+
+
+def test_unknown_kind_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'swin'.*" + ", ".join(NETWORKS)):
+        build_network(NetworkConfig(kind="swin"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": (1,)}, "length of decoder is 1, expected 2"),
+        ({"encoder": (), "decoder": ()}, "length of encoder is 0"),
+        ({"encoder": (1,) * 9, "decoder": (1,) * 9}, "length of encoder is 9"),
+        ({"encoder": (1, 0)}, "fewest blocks per resolution is 0"),
+        ({"middle": 10**12}, "number of blocks"),
+        ({"width": 0}, "width is 0"),
+        ({"width": 10**9}, "width is 1000000000"),
+        ({"width": 768, "middle": 20}, "million parameters"),
+        ({"window_px": 0}, "window_px is 0"),
+        ({"unshuffle": 0}, "unshuffle is 0"),
+    ],
+    ids=str,
+)
+def test_absurd_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(replace(SMALL["nafnet"], **change))
+
+
+@pytest.mark.parametrize("kind", ["restormer", "retinexformer"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": (1, 2)}, "heads has 2 entries, expected 3"),
+        ({"heads": (1, 3, 4)}, r"heads\[1\] is 3"),
+        ({"heads": (0, 2, 4)}, r"heads\[0\] is 0"),
+        ({"width": 9, "heads": (1, 1, 1)}, "width is 9"),
+        ({"stages": 0}, "stages is 0"),
+        ({"refinement": -1}, "refinement is -1"),
+    ],
+    ids=str,
+)
+def test_absurd_attention_is_refused(kind, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(replace(SMALL[kind], **change))

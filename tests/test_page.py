@@ -1,0 +1,300 @@
+"""The page in a real browser and its endpoints through gradio_client, on a server of its own."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+SERIOUS = {"serious", "critical"}
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium: name one with CHROMIUM=/path"),
+]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python app.py`, as a visitor of the repository starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "UNIRESTORER_CHECKPOINT": str(tiny_checkpoint),
+        "UNIRESTORER_DEVICE": "cpu",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio")),
+    }
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=os.environ | settings, stdout=output, stderr=output
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            assert server.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.3)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    return make_photo(tmp_path / "photo.png", 0)
+
+
+def make_photo(path: Path, seed: int) -> str:
+    noise = np.random.default_rng(seed).integers(0, 60, (120, 160, 3))
+    ramp = np.linspace(0, 190, 160)[None, :, None]
+    Image.fromarray((noise + ramp).astype(np.uint8)).save(path)
+    return str(path)
+
+
+class Visit:
+    """A page in a browser context of its own, and what went wrong on it."""
+
+    def __init__(
+        self, browser: Any, url: str, size: tuple[int, int] = (1440, 1000), dark: bool = False
+    ) -> None:
+        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+        self.page = self.context.new_page()
+        self.problems: list[str] = []
+        self.page.on("console", lambda m: m.type == "error" and self.problems.append(f"console: {m.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self._check(request.url, url))
+        self.page.goto(f"{url}/?__theme={'dark' if dark else 'light'}")
+        self.page.wait_for_selector("#examples [data-example]")
+        self.page.wait_for_selector("#map .scatterlayer")
+        self.page.wait_for_selector("#sidebar .toggle-button[aria-expanded]")
+
+    def _check(self, request: str, url: str) -> None:
+        if not request.startswith((url, "data:", "blob:")):
+            self.problems.append(f"request to {request}")
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.context.close()
+        if raised[0] is None:
+            assert self.problems == []
+
+    def upload(self, photo: str) -> None:
+        self.page.set_input_files("#photo input[type=file]", photo)
+        self.page.wait_for_selector("#auto-slider img")
+        self.page.wait_for_selector("#verdict .lead")
+
+    def download(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.click(button)
+        return Path(download.value.path()).read_bytes()
+
+    def serious_findings(self) -> list[str]:
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{finding['id']}: {finding['nodes'][0]['html'][:200]} ({len(finding['nodes'])})"
+            for finding in found
+            if finding["impact"] in SERIOUS
+        ]
+
+
+def pixels(data: bytes | str, tmp_path: Path) -> np.ndarray:
+    if isinstance(data, bytes):
+        path = tmp_path / "downloaded.png"
+        path.write_bytes(data)
+        data = str(path)
+    with Image.open(data) as image:
+        return np.asarray(image)
+
+
+def test_a_photo_is_restored_in_both_modes(
+    browser: Any, url: str, client: Any, photo: str, tmp_path: Path
+) -> None:
+    from gradio_client import handle_file
+
+    with Visit(browser, url) as visit:
+        page = visit.page
+        visit.upload(photo)
+        assert "took over" in page.inner_text("#verdict")
+        assert page.locator("#choice").count() == 0 or not page.locator("#choice").is_visible()
+        page.get_by_label("Snow", exact=True).check()
+        page.wait_for_selector("#choice-slider img")
+        assert "Only snow kept" in page.inner_text("#choice")
+        page.wait_for_selector("#who .pruned")
+        assert page.locator("#auto-slider img").first.get_attribute("alt")
+        page.wait_for_selector("#map .scatterlayer > g:nth-last-child(2) .js-line", state="attached")
+        assert visit.serious_findings() == []
+
+        for button, tasks in (("#auto-png", []), ("#choice-png", ["desnow"])):
+            file, report = client.predict(handle_file(photo), tasks, "", api_name="/restore")
+            shown = pixels(visit.download(button), tmp_path)
+            np.testing.assert_array_equal(shown, pixels(file, tmp_path))
+        saved = json.loads(visit.download("#report"))
+        assert saved["choice"]["expert"] == report["expert"]
+        chosen = page.locator("#who .chosen").get_attribute("data-expert")
+        assert chosen == report["expert"]
+
+
+def test_the_download_is_the_models_array(
+    url: str, client: Any, photo: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from gradio_client import handle_file
+
+    from unirestorer import UniRestorer
+    from unirestorer.imaging import to_uint8
+
+    file, _ = client.predict(handle_file(photo), [], "1-2", api_name="/restore")
+    restored = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu").restore(photo, expert="1-2")
+    difference = np.abs(pixels(file, tmp_path).astype(int) - to_uint8(restored.image).astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3, (
+        "equal up to the threads' order of summation"
+    )
+
+
+def test_forcing_by_keyboard_and_starting_over(browser: Any, url: str, photo: str) -> None:
+    with Visit(browser, url, dark=True) as visit:
+        page = visit.page
+        visit.upload(photo)
+        node = page.locator('#who [data-expert="1-3"]')
+        node.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#choice-slider img")
+        assert "You forced the expert" in page.inner_text("#choice")
+        page.wait_for_selector('#who [data-expert="1-3"].chosen')
+        page.locator("#divider input[type=range]").focus()
+        before = divider_left(page)
+        page.keyboard.press("Home")
+        page.wait_for_function(
+            "left => document.querySelector('#auto-slider .inner, #auto-slider .outer') "
+            "&& window.getComputedStyle(document.querySelector('#auto-slider .outer'))"
+            ".transform !== left",
+            arg=before,
+        )
+        assert visit.serious_findings() == []
+        page.click("#reset")
+        page.wait_for_selector("#verdict .welcome")
+        assert not page.locator("#auto-slider").is_visible()
+
+
+def divider_left(page: Any) -> str:
+    return page.evaluate("getComputedStyle(document.querySelector('#auto-slider .outer')).transform")
+
+
+def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
+    with Visit(browser, url, (390, 844)) as visit:
+        page = visit.page
+        toggle = page.locator("#sidebar .toggle-button")
+        assert toggle.get_attribute("aria-expanded") == "false"
+        assert not page.locator("#tasks").is_visible()
+        page.click('[data-example="2"]')
+        page.wait_for_selector("#auto-slider img")
+        toggle.click()
+        page.get_by_label("Noise", exact=True).check()
+        toggle.click()
+        page.wait_for_selector("#choice-slider img")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert visit.serious_findings() == []
+
+
+def test_what_is_no_photo_is_said_on_the_page(browser: Any, url: str, photo: str, tmp_path: Path) -> None:
+    evil = tmp_path / "<img src=x onerror=window.evil=1>.png"
+    evil.write_text("not a photo")
+    with Visit(browser, url) as visit:
+        page = visit.page
+        visit.upload(photo)
+        page.set_input_files("#photo input[type=file]", [])
+        page.click("#photo [aria-label=Clear], #photo [aria-label='Remove Image']")
+        page.wait_for_selector("#verdict .welcome")
+        page.set_input_files("#photo input[type=file]", str(evil))
+        page.wait_for_selector("#verdict .bad")
+        assert "cannot be used" in page.inner_text("#verdict")
+        assert "cannot be used" in page.inner_text("[data-testid=toast-body]")
+        assert not page.locator("#auto-slider").is_visible()
+        assert page.evaluate("window.evil") is None
+        visit.problems = [p for p in visit.problems if "Failed to load resource" not in p]
+
+
+def test_two_visitors_never_see_each_others_photo(browser: Any, url: str, tmp_path: Path) -> None:
+    photos = [make_photo(tmp_path / f"{seed}.png", seed) for seed in (1, 2)]
+    visits = [Visit(browser, url) for _ in photos]
+    for visit, path in zip(visits, photos, strict=True):
+        visit.page.set_input_files("#photo input[type=file]", path)
+    seen = []
+    for visit, path in zip(visits, photos, strict=True):
+        with visit:
+            visit.page.wait_for_selector("#auto-slider img")
+            seen.append(pixels(visit.download("#auto-png"), tmp_path).astype(int))
+            distance = [np.abs(seen[-1] - pixels(other, tmp_path)).mean() for other in photos]
+            assert distance.index(min(distance)) == photos.index(path)
+    assert (seen[0] != seen[1]).any()
+
+
+def test_endpoints(url: str, client: Any, photo: str, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    file, report = client.predict(handle_file(photo), ["derain", "dehaze"], "", api_name="/restore")
+    assert pixels(file, tmp_path).shape == (120, 160, 3)
+    assert report["tasks"]["derain"] + report["tasks"]["dehaze"] == pytest.approx(1)
+    seen = client.predict(handle_file(photo), [], api_name="/inspect")
+    assert (
+        seen["expert"] in {level["expert"] for level in seen["levels"]} and "restore" not in seen["seconds"]
+    )
+    degraded, recipe = client.predict(handle_file(photo), "", "denoise", 25, 3, api_name="/degrade")
+    again, _ = client.predict(handle_file(photo), json.dumps(recipe), None, None, None, api_name="/degrade")
+    np.testing.assert_array_equal(pixels(degraded, tmp_path), pixels(again, tmp_path))
+    assert recipe == {"seed": 3, "steps": [{"kind": "noise", "sigma_8bit": 25}]}
+
+    text = tmp_path / "text.png"
+    text.write_text("not a photo")
+    for arguments, name, said in (
+        ((handle_file(text), [], ""), "/restore", "cannot be used"),
+        ((handle_file(photo), [], "9-9"), "/restore", "Unknown expert"),
+        ((handle_file(photo), "{", None, None, None), "/degrade", "not JSON"),
+    ):
+        with pytest.raises(AppError, match=said):
+            client.predict(*arguments, api_name=name)

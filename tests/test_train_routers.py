@@ -1,0 +1,99 @@
+"""Would a router that learns nothing be noticed? Toys whose right answer is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from training.losses import L1_FLOOR, expected_l1, load_loss, uncertainty_loss
+from training.train_routers import Embedded, new_router, train_routers
+from unirestorer.config import RoutersConfig
+from unirestorer.routing import Router
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Estimate, Route, Task
+
+CONFIG = RoutersConfig(hidden=32, layers=3, dropout=0.0, steps=250, batch=64, lr=3e-3)
+CENTERS = torch.eye(8)[:4] * 3              # four leaves, far from each other
+TREE = DegradationTree(
+    (CENTERS.mean(0, keepdim=True), torch.stack((CENTERS[:2].mean(0), CENTERS[2:].mean(0))), CENTERS),
+    (torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0, 0, 1, 1])),
+    tuple({frozenset({task}): 9} for task in list(Task)[:4]),
+    (("everything",), ("a", "b"), ("a, 1", "a, 2", "b, 1", "b, 2")),
+)
+
+
+def toy(label_noise: float, seed: int = 0) -> Embedded:
+    """DRs around four centres; around the last two, a share is labelled with the other one's leaf."""
+    random = torch.Generator().manual_seed(seed)
+    place = torch.randint(4, (1200,), generator=random)
+    e = CENTERS[place] + 0.1 * torch.randn(1200, 8, generator=random)
+    wrong = (torch.rand(1200, generator=random) < label_noise) & (place >= 2)
+    leaf = torch.where(wrong, 5 - place, place)
+    held_out = torch.rand(1200, generator=random) < 0.2
+    return Embedded(e, leaf, held_out, np.empty(0), np.empty(0))
+
+
+def trained(data: Embedded, l1: torch.Tensor, config: RoutersConfig = CONFIG) -> Router:
+    router = new_router(TREE, data.e, config, seed=0)
+    with torch.enable_grad():
+        train_routers(router, TREE, data, np.arange(len(data.e)), l1, config, seed=0)
+    return router
+
+
+def own_path_is_best(data: Embedded, by_level: tuple[float, float, float]) -> torch.Tensor:
+    """l1 (N, experts): the experts of the own path as given per level, all others bad."""
+    l1 = torch.full((len(data.e), len(TREE.expert_names)), 0.4)
+    return l1.scatter(1, TREE.expert_table[data.leaf], torch.tensor([by_level]).expand(len(data.e), -1))
+
+
+@torch.no_grad()
+def test_e_gran_rises_with_label_noise() -> None:
+    means = []
+    for noise in (0.0, 0.15, 0.5):
+        data = toy(noise)
+        router = trained(data, own_path_is_best(data, (0.1, 0.1, 0.1)))
+        log_e_gran = router.estimate(CENTERS).log_e_gran.mean(1)
+        means.append(float(log_e_gran[2:].mean()))
+        if noise:
+            assert log_e_gran[2:].min() > log_e_gran[:2].max() + 0.3
+    assert means[0] + 0.3 < means[1] < means[2] - 0.1
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+@torch.no_grad()
+def test_a_clearly_better_level_wins_in_spite_of_the_load_term(best: int) -> None:
+    data = toy(0.0)
+    by_level = [0.2, 0.2, 0.2]
+    by_level[best] = 0.1
+    router = trained(data, own_path_is_best(data, (by_level[0], by_level[1], by_level[2])))
+    route = router.route(router.estimate(data.e))
+    assert (route.level == best).float().mean() > 0.98
+    if best:
+        assert torch.equal(TREE.expert_table[route.leaf, best], TREE.expert_table[data.leaf, best])
+
+
+@torch.no_grad()
+def test_too_strong_a_load_term_makes_the_levels_alike() -> None:
+    """Why beta is swept: balance bought at any price ignores the l1."""
+    data = toy(0.0)
+    l1 = own_path_is_best(data, (0.2, 0.2, 0.1))
+    router = trained(data, l1, replace(CONFIG, beta=100.0))
+    probs = router.route(router.estimate(data.e)).level_probs.mean(0)
+    assert probs.max() < 0.5
+
+
+def test_losses_by_hand() -> None:
+    probs = torch.tensor([[0.75, 0.25]])
+    index = torch.zeros(1, dtype=torch.long)
+    route = Route(probs, torch.tensor([[0.5, 0.5]]), index, index, index)
+    table = torch.tensor([[0, 1], [0, 2]])
+    l1 = torch.tensor([[0.2, 0.1, 0.4]])
+    assert expected_l1(route, l1, table).item() == pytest.approx(0.5 * 2 + 0.75 * 0.5 * 1 + 0.25 * 0.5 * 4)
+    tiny = torch.tensor([[L1_FLOOR / 2, L1_FLOOR / 4, L1_FLOOR]])
+    assert expected_l1(route, tiny, table).item() == pytest.approx(0.5 * 0.5 + 0.375 * 0.25 + 0.125 * 1)
+    loads = replace(route, level_probs=torch.tensor([[0.8, 0.2], [0.4, 0.6]]))
+    assert load_loss(loads).item() == pytest.approx(0.1 / 0.5)
+    estimate = Estimate(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), torch.log(torch.tensor([[2.0, 0.5]])))
+    by_hand = (4 / (2 * 2.0) + np.log(2.0) / 2 + 1 / (2 * 0.5) + np.log(0.5) / 2) / 2
+    assert uncertainty_loss(estimate, torch.tensor([[3.0, 2.0]])).item() == pytest.approx(by_hand)

@@ -1,0 +1,126 @@
+"""All stages of `python -m training` on drawn photos, and what a kill in the middle does to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.__main__ import main
+from unirestorer.checkpoint import Checkpoint, verify
+from unirestorer.pipeline import UniRestorer
+from unirestorer.types import Task
+
+ROOT = Path(__file__).parent.parent
+EXPERT_STEPS = ["--set", "experts.steps=60,2,1", "--set", "experts.minutes=9,9,9", "--set", "tree.levels=1,7"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny")
+    assert main(["all", "--preset", "tiny", "--out", str(out), "--workers", "1", "--device", "cpu"]) == 0
+    return out
+
+
+def test_every_stage_adds_its_part(trained: Path) -> None:
+    parts = verify(trained)
+    assert len([name for name in parts if name.startswith("experts/")]) == 27
+    assert {"extractor.safetensors", "tree.safetensors", "router.safetensors", "map.npz"} <= set(parts)
+    training = Checkpoint(trained).config["training"]
+    assert set(training) == {"extractor", "tree", "experts", "routers", "map"}
+    assert 0 <= training["extractor"]["held_out"]["in"]["type_accuracy"] <= 1
+    assert set(training["extractor"]["held_out"]["out"]["per_source"]) == {"."}
+
+
+def test_the_result_serves(trained: Path) -> None:
+    model = UniRestorer.from_pretrained(trained, device="cpu")
+    x = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    result = model.restore(x, tasks={Task.DENOISE})
+    assert result.image.shape == x.shape
+    assert set(model.tree.task_sets[int(result.route.leaf)]) == {frozenset({Task.DENOISE})}
+
+
+def test_a_second_run_changes_no_weights(trained: Path) -> None:
+    before = Checkpoint(trained).config["files"]
+    words = ["--preset", "tiny", "--out", str(trained), "--workers", "1", "--device", "cpu"]
+    assert main(["experts", *words]) == 0
+    assert Checkpoint(trained).config["files"] == before
+
+
+def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle, the same command again: the weights are those of an uninterrupted run."""
+    weights = []
+    for name in ("uninterrupted", "killed"):
+        out = tmp_path / name
+        common = ["--preset", "tiny", "--out", str(out), "--workers", "1", "--device", "cpu", *EXPERT_STEPS]
+        subprocess.run(["cp", "-r", trained, out], check=True)
+        for state in (out / "work" / "experts").iterdir():
+            state.unlink()
+        assert main(["tree", *common]) == 0
+        state = out / "work" / "experts" / "0-0.state.safetensors"
+        if name == "killed":
+            code = (
+                "import sys, training.loop, training.__main__ as m\n"
+                "training.loop.SAVE_EVERY_S = 0.0\n"
+                "m.main(sys.argv[1:])"
+            )
+            process = subprocess.Popen([sys.executable, "-c", code, "experts", *common], cwd=ROOT)
+            deadline = time.monotonic() + 120
+            while not state.is_file() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert state.is_file()
+        assert main(["experts", *common]) == 0
+        weights.append(load_file(out / "experts" / "0-0.safetensors"))
+        assert Checkpoint(out).config["training"]["experts"]["0-0"]["steps"] == 60
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["all", "--preset", "small", "--out", "{tmp}/o"], "--data is missing"),
+        (["all", "--preset", "small", "--data", "{tmp}/none", "--out", "{tmp}/o"], "no folder"),
+        (["all", "--preset", "small", "--data", "{tmp}", "--out", "{tmp}/o"], "got no image"),
+        (["all", "--preset", "huge", "--out", "{tmp}/o"], "unknown preset"),
+        (["all", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.stepz=3"], "unknown key 'stepz'"),
+        (["all", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.batch=many"], "expected int"),
+        (["experts", "--preset", "tiny", "--out", "{tmp}/o", "--shard", "3/2"], "--shard"),
+        (["tree", "--preset", "tiny", "--out", "{tmp}/o"], "no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert sentence in lines[-1]
+    assert len(lines) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_of_the_paper_preset_takes_two_steps(tmp_path: Path) -> None:
+    settings = [
+        *("extractor.pretrained=", "extractor.steps=2", "extractor.batch=2", "corpus.recipes=3"),
+        *("corpus.photos_per_recipe=2", "corpus.clean=4", "tree.levels=1,7", "tree.minimum_samples=1"),
+        *("experts.steps=2,2,2", "experts.batch=1", "experts.patch_px=32", "routers.recipes=3"),
+        *("routers.photos_per_recipe=2", "routers.table_rows=8", "routers.crop_px=64", "routers.steps=2"),
+        *("map.points=40", "map.neighbors=5"),
+    ]
+    from training.draw import draw_photos
+
+    data = draw_photos(tmp_path / "photos")
+    words = ["all", "--preset", "paper", "--data", str(data), "--out", str(tmp_path / "out"), "--no-compile"]
+    assert main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
+    kinds = {name: shape["kind"] for name, shape in Checkpoint(tmp_path / "out").config["experts"].items()}
+    assert kinds["0-0"] == "restormer" and "retinexformer" in kinds.values()
+    assert json.loads((tmp_path / "out" / "work" / "settings.json").read_text())["preset"] == "paper"

@@ -1,0 +1,326 @@
+"""python -m training: one verb per stage, and `all`. Every stage resumes where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from training import evaluate
+from training.data import Corpus, Photos, find_photos
+from training.draw import draw_photos
+from training.fit_map import fit_map
+from training.fit_tree import fit_tree
+from training.train_experts import Node, Trainer
+from training.train_extractor import corpus_drs, report, train_extractor
+from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
+from unirestorer import checkpoint
+from unirestorer.checkpoint import Checkpoint
+from unirestorer.config import Config, CorpusConfig, override, preset, to_dict
+from unirestorer.files import atomic_write
+from unirestorer.pipeline import choose_device
+from unirestorer.types import Task
+
+EXAMPLES = """examples: python -m training all --preset tiny --out out/tiny                       every stage
+on drawn photos, in two minutes python -m training all --data PHOTOS --out checkpoints/single             the
+shipped model python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
+python -m training evaluate --checkpoint single --data VAL --limit 8 """
+HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}     # size of the corpus of held-out photos
+
+
+@dataclass
+class Run:
+    """One training run: settings and folders; what several stages need is loaded once, when first used."""
+
+    config: Config
+    data: Path
+    out: Path
+    work: Path
+    device: torch.device
+    compile: bool
+    workers: int
+    shard: tuple[int, int] = (1, 1)
+
+    def photos(self, part: str) -> Photos:
+        return find_photos(self.data, part)
+
+    def corpus_of(self, part: str, size: CorpusConfig, seed: int) -> Corpus:
+        folder = self.work / "corpus" / (part if size.band == "in" else f"{part}-{size.band}")
+        return Corpus.build(folder, self.photos(part), size, self.config.tree.setting, seed, self.workers)  # type: ignore[arg-type]
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return self.corpus_of("experts", self.config.corpus, self.config.seed)
+
+    def held_out(self, band: str) -> Corpus:
+        """Windows of photos that nothing is trained on, with strengths "in" or "out" of the trained range."""
+        size = self.config.corpus
+        small = {key: min(value, getattr(size, key)) for key, value in HELD_OUT.items()}
+        return self.corpus_of("stop", replace(size, band=band, **small), self.config.seed + 1)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint as the stages so far have made it."""
+        return Checkpoint(self.out)
+
+    @cached_property
+    def drs(self) -> torch.Tensor:
+        """DRs (N, D) of the training corpus under the checkpoint's extractor, kept on disk."""
+        key = self.checkpoint.config["files"]["extractor.safetensors"][:16]
+        path = self.work / f"drs-{key}.npy"
+        if not path.is_file():
+            e = corpus_drs(self.checkpoint.extractor(), self.corpus, self.device).numpy()
+            atomic_write(path, lambda file: np.save(file, e))
+        return torch.from_numpy(np.load(path))
+
+    @property
+    def leaf_file(self) -> Path:
+        return self.work / "leaf.npy"
+
+    def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """What a stage records of itself."""
+        return {
+            "preset": self.config.preset,
+            "seed": self.config.seed,
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+            if self.device.type == "cpu" else torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            **more,
+        }  # fmt: skip
+
+
+def extractor_stage(run: Run) -> None:
+    """D by contrast, and its accuracy on held-out photos, in and out of the trained range."""
+    config = run.config.extractor
+    extractor = train_extractor(
+        run.corpus, config, run.work, run.config.seed, run.device, compile=run.compile
+    )
+    accuracy = {}
+    for band in ("in", "out"):
+        corpus = run.held_out(band)
+        found = report(extractor, corpus, corpus_drs(extractor, corpus, run.device))
+        say(
+            f"extractor, strengths {band} of the trained range, {found['count']} windows of held-out photos: "
+            f"type {found['type_accuracy']:.1%}, degree {found['degree_accuracy_within_type']:.1%}"
+        )
+        accuracy[band] = found
+    checkpoint.add_extractor(run.out, extractor.cpu(), run.about(minutes=config.minutes, held_out=accuracy))
+    checkpoint.add_to_config(run.out, preset=run.config.preset, setting=run.config.tree.setting)
+
+
+def tree_stage(run: Run) -> None:
+    """Hierarchical clustering of the training DRs; a tree of the same extractor and settings is kept."""
+    origin = {"extractor_sha256": run.checkpoint.config["files"]["extractor.safetensors"],
+              "settings": to_dict(run.config.tree)}  # fmt: skip
+    old = run.checkpoint.config.get("training", {}).get("tree", {})
+    if run.leaf_file.is_file() and json.loads(json.dumps(origin)) == {key: old.get(key) for key in origin}:
+        return
+    fitted = fit_tree(run.corpus, run.drs, run.config.tree, run.config.seed)
+    for note in fitted.report["merged_leaves"]:
+        say(note)
+    atomic_write(run.leaf_file, lambda file: np.save(file, fitted.leaf))
+    checkpoint.add_tree(run.out, fitted.tree, run.about(**origin, **fitted.report))
+    say("leaves: " + "; ".join(fitted.tree.names[-1]))
+
+
+def tree_nodes(run: Run) -> list[Node]:
+    """The nodes of the checkpoint's tree with their rows of the corpus, in training order (parents first)."""
+    tree = run.checkpoint.tree()
+    leaf = np.load(run.leaf_file)
+    row_leaf = np.where(run.corpus.recipe >= 0, leaf[run.corpus.recipe], -1)
+    table = tree.expert_table.numpy()
+    nodes = []
+    for number, name in enumerate(tree.expert_names):
+        level, index = tree.level_of(number)
+        rows = np.flatnonzero(np.isin(row_leaf, np.flatnonzero((table == number).any(1))))
+        tasks = set(run.corpus.task[rows].tolist())
+        task = list(Task)[tasks.pop()] if len(tasks) == 1 and min(tasks) >= 0 else None
+        parent = f"{level - 1}-{int(tree.parents[level][index])}" if level else ""
+        nodes.append(Node(level, index, rows, parent, task))
+        assert nodes[-1].name == name
+    return nodes
+
+
+def experts_stage(run: Run) -> None:
+    """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done."""
+    trainer = Trainer(
+        run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
+    )
+    nodes = tree_nodes(run)
+    done: dict[str, Any] = {}
+    own = (run.shard[0] - 1, run.shard[1])
+    for place, node in enumerate(nodes):
+        if node.level == len(run.config.tree.levels) - 1 and place % own[1] != own[0]:
+            continue  # leaves are shared between shards
+        shape, weights, progress = trainer.train(node, done.get(node.parent))
+        done[node.name] = (shape, weights)
+        network, _, _ = trainer.network(shape)
+        record = {
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 2),
+            "samples": len(node.rows),
+        }
+        checkpoint.add_expert(run.out, node.name, shape, network, record)
+    checkpoint.add_to_config(run.out, training={"experts": run.about(settings=to_dict(run.config.experts))})
+
+
+def routers_stage(run: Run) -> None:
+    """Heads and routers on photos that no expert saw."""
+    config, seed = run.config.routers, run.config.seed
+    tree = run.checkpoint.tree()
+    data = embedded(run)
+    folder = run.work / "routers"
+    key = "-".join(
+        run.checkpoint.config["files"][f"experts/{name}.safetensors"][:4] for name in tree.expert_names[:3]
+    )
+    rows, l1 = measure_l1(
+        tree, lambda number: run.checkpoint.expert(tree.expert_names[number]), data, config, seed,
+        folder / f"l1-{key}.npz", run.device,
+    )  # fmt: skip
+    router = new_router(tree, run.drs, config, seed)
+    writer = SummaryWriter(str(run.work / "tensorboard"))
+    result = train_routers(router, tree, data, rows, l1, config, seed, writer)
+    writer.close()
+    say(f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
+        f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}")  # fmt: skip
+    checkpoint.add_router(run.out, router, config, run.about(**result))
+
+
+def embedded(run: Run) -> Embedded:
+    """The routers' photos with their DRs; kept on disk per extractor."""
+    key = run.checkpoint.config["files"]["extractor.safetensors"][:16]
+    return embed(
+        run.checkpoint.extractor(), run.checkpoint.tree(), run.photos("routers"), run.config.routers,
+        run.config.tree.setting, run.config.seed + 2, run.work / "embedded" / key, run.device,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def map_stage(run: Run) -> None:
+    """The UMAP that the page draws."""
+    tree = run.checkpoint.tree()
+    router = run.checkpoint.router(tree)
+    map_ = fit_map(
+        run.corpus,
+        run.drs,
+        np.load(run.leaf_file),
+        tree,
+        router,
+        embedded(run),
+        run.config.map,
+        run.config.seed,
+    )
+    checkpoint.add_map(run.out, map_, run.about(points=len(map_.xy)))
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "extractor": extractor_stage,
+    "tree": tree_stage,
+    "experts": experts_stage,
+    "routers": routers_stage,
+    "map": map_stage,
+}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("all", *STAGES):
+        text = "all stages, in order" if verb == "all" else (STAGES[verb].__doc__ or "").strip()
+        one = verbs.add_parser(verb, help=text, description=text, epilog=EXAMPLES,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one.add_argument("--preset", default="small", help="tiny, small or paper")
+        one.add_argument("--setting", default="single", help="single or mixed")
+        one.add_argument(
+            "--data", type=Path, help="folder of training photos; drawn photos when left out with tiny"
+        )
+        one.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
+        one.add_argument(
+            "--work", type=Path, help="folder for corpora and unfinished state; default OUT/work"
+        )
+        one.add_argument(
+            "--set", action="append", default=[], metavar="section.key=value", help="override a setting"
+        )
+        one.add_argument(
+            "--shard", default="1/1", metavar="i/n", help="experts: train the i-th of n shares of the leaves"
+        )
+        one.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        one.add_argument("--workers", type=int, default=2, help="processes that render photos")
+        one.add_argument(
+            "--no-compile", action="store_true", help="do without torch.compile (needs a C++ compiler)"
+        )
+    text = "measure a checkpoint by the protocol"
+    one = verbs.add_parser(
+        "evaluate", help=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    evaluate.add_arguments(one)
+    return parser.parse_args(words)
+
+
+def make_run(arguments: argparse.Namespace) -> Run:
+    """The run that the command line asks for. Raises ValueError."""
+    config = override(preset(arguments.preset, arguments.setting), arguments.set)
+    work = arguments.work or arguments.out / "work"
+    data = arguments.data
+    if data is None:
+        if config.preset != "tiny":
+            raise ValueError(
+                "--data is missing: name the folder of training photos (only the tiny preset draws its own)"
+            )
+        data = draw_photos(work / "drawn", seed=config.seed)
+    if not data.is_dir():
+        raise ValueError(f"no folder {data}: --data names the folder of training photos")
+    index, sign, count = arguments.shard.partition("/")
+    if not (sign and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"--shard {arguments.shard!r}: expected i/n with 1 <= i <= n, for example 1/3")
+    compile_ = not arguments.no_compile and config.preset != "tiny"
+    return Run(
+        config, data, arguments.out, work, choose_device(arguments.device), compile_, arguments.workers,
+        (int(index), int(count)),
+    )  # fmt: skip
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(words)
+    try:
+        if arguments.verb == "evaluate":
+            evaluate.run(arguments)
+            return 0
+        run = make_run(arguments)
+        run.work.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(run.config), indent=1)
+        atomic_write(run.work / "settings.json", lambda file: file.write(text.encode()))
+        for name, stage in STAGES.items():
+            if arguments.verb in (name, "all"):
+                stage(run)
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on from here")
+        return 130
+    except (ValueError, OSError) as error:
+        say(f"training: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""Measure a checkpoint on the protocol: input, ALL, auto, instruction and oracle, photo by photo.
+
+    python -m training.evaluate --checkpoint DIR --data DIR [--layers DIR] --groups single-in,single-out
+    --limit 8
+
+What is measured goes to the checkpoint's `metrics.json` after every case, beside what is there, and to the
+terminal as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.protocol import GROUPS, Case, Sample, cases, missing, samples
+from unirestorer.checkpoint import Checkpoint, find_checkpoint
+from unirestorer.files import atomic_write
+from unirestorer.imaging import from_uint8, to_uint8
+from unirestorer.metrics import psnr, ssim
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Estimate, Route, Task
+
+if TYPE_CHECKING:
+    from unirestorer.pipeline import UniRestorer
+
+KEY = "evaluation"  # in metrics.json
+MODES = ("input", "all", "auto", "instruction", "oracle")
+TIE_DB = 0.05  # two experts within this PSNR are equally good
+ALL_EXPERT = 0
+AVERAGES: dict[str, tuple[Task, ...]] = {  # as in the paper's Table 1
+    "average of 3": (Task.DERAIN, Task.DEHAZE, Task.DENOISE),
+    "average of 5": (Task.DERAIN, Task.DEHAZE, Task.DENOISE, Task.DEBLUR, Task.LOWLIGHT),
+    "average of 7": tuple(Task),
+}
+
+
+@dataclass
+class Photo:
+    """One photo on its way through the model. Images are (H, W, 3) uint8, so that a case fits in memory."""
+
+    sample_name: str
+    steps: Any  # what photos under one recipe share; None where no recipe made it
+    clean: np.ndarray
+    degraded: np.ndarray
+    estimate: Estimate
+    auto: Route
+    instruction: Route | None  # None where no task is named
+    own_leaf: int | None = None
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)  # by expert
+    psnr: dict[int, float] = field(default_factory=dict)
+
+
+def evaluate(
+    model: UniRestorer,
+    data_dir: str | Path,
+    out: Path | None = None,
+    groups: Sequence[str] = (),
+    *,
+    layers: str | Path | None = None,
+    limit: int | None = None,
+    about: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure `model` on some groups (or ids) of the protocol's cases, by default on all.
+
+    Returns {"runs": {time: machine and checkpoint}, "cases": {id: figures}, "skipped": {id: why}}. With
+    `out`, a metrics.json, this becomes its key "evaluation" after every case; other keys stay, and so do
+    cases that are not measured now, except those measured with other weights (`about["weights"]`); what was
+    skipped is not stored. `limit` bounds the photos per case, `layers` is a folder of rain layers. Raises
+    ValueError for an unknown group, and if the data for every case is missing.
+    """
+    wanted = cases(*groups)
+    reasons = {case.id: missing(case, data_dir, layers) for case in wanted}
+    todo = [case for case in wanted if reasons[case.id] is None]
+    if not todo:
+        raise ValueError(next(iter(reasons.values())))
+    run = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    environment = {**(about or {}), **machine(model), "limit": limit}
+    result = _earlier(out, environment.get("weights"))
+    result["runs"][run] = environment
+    result["skipped"] = {id_: reason for id_, reason in reasons.items() if reason}
+
+    total = sum(min(case.count, limit or case.count) for case in todo)
+    with tqdm(total=total, desc="evaluate", unit="photo", disable=quiet) as bar:
+        for case in todo:
+            bar.set_postfix_str(case.id)
+            figures = evaluate_case(model, case, samples(case, data_dir, layers=layers, limit=limit), bar)
+            result["cases"][case.id] = {**figures, "run": run}
+            used = {entry["run"] for entry in result["cases"].values()}
+            result["runs"] = {name: entry for name, entry in result["runs"].items() if name in used}
+            if out is not None:
+                _merge(out, result)
+    return result
+
+
+@torch.inference_mode()
+def evaluate_case(
+    model: UniRestorer, case: Case, rendered: Iterable[Sample], bar: tqdm | None = None
+) -> dict[str, Any]:
+    """The figures of one case: counts, seed, PSNR (dB, RGB) and SSIM by mode, and how well it was routed.
+
+    Each expert that any photo needs is run once per photo, expert by expert.
+    """
+    tasks = case.tasks if instruction_mask(model.tree, case.tasks) is not None else None
+    photos = [_look(model, sample, tasks) for sample in rendered]
+    find_own_leaves(model.tree, case, photos)
+
+    needed: dict[int, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        for expert in _experts_for(model.tree, photo):
+            needed[expert].append(photo)
+    steps = sum(map(len, needed.values()))
+    for expert, users in sorted(needed.items()):
+        for photo in users:
+            x = from_uint8(photo.degraded)
+            output = model.experts(x, torch.tensor([expert]))  # (1, 3, H, W)
+            photo.outputs[expert] = to_uint8(output)
+            photo.psnr[expert] = psnr(output, from_uint8(photo.clean))[0]
+            if bar is not None:
+                bar.update(len(photos) / steps)
+    return _figures(model.tree, case, photos)
+
+
+def _look(model: UniRestorer, sample: Sample, tasks: Sequence[Task] | None) -> Photo:
+    estimate = model.estimate(sample.degraded)
+    return Photo(
+        sample.name,
+        sample.recipe.steps if sample.recipe else None,
+        to_uint8(sample.clean),
+        to_uint8(sample.degraded),
+        estimate,
+        model.route(estimate, None),
+        None if tasks is None else model.route(estimate, tasks),
+    )
+
+
+def instruction_mask(tree: DegradationTree, tasks: Sequence[Task]) -> Tensor | None:
+    """The mask that names exactly `tasks`; None if there are none or the tree knows none of them."""
+    if not tasks:
+        return None
+    try:
+        return tree.mask(tasks)
+    except ValueError:
+        return None
+
+
+def find_own_leaves(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> None:
+    """Set each photo's `own_leaf`: nearest to the mean DR of the case's photos under one recipe.
+
+    In a tree whose leaves serve one task each only the leaves of the case's tasks count. Undegraded photos
+    have none.
+    """
+    single = all(len(tasks) == 1 for sets in tree.task_sets for tasks in sets)
+    allowed = instruction_mask(tree, case.tasks) if single else None
+    together: dict[Any, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        if photo.steps != ():
+            together[photo.steps].append(photo)
+    for members in together.values():
+        mean = torch.cat([photo.estimate.e for photo in members]).mean(0, keepdim=True)  # (1, D)
+        leaf = int(tree.nearest_leaf(mean, allowed))
+        for photo in members:
+            photo.own_leaf = leaf
+
+
+def _experts_for(tree: DegradationTree, photo: Photo) -> set[int]:
+    experts = {ALL_EXPERT, int(photo.auto.expert)}
+    if photo.instruction is not None:
+        experts.add(int(photo.instruction.expert))
+    if photo.own_leaf is not None:
+        experts.update(tree.expert_table[photo.own_leaf].tolist())
+    return experts
+
+
+def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict[str, Any]:
+    scores: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+    expected, practical = np.zeros(tree.levels), np.zeros(tree.levels)
+    regret, hits, own, types = [], [], [], []
+    for photo in photos:
+        clean = from_uint8(photo.clean)
+        chosen: dict[str, int] = {"all": ALL_EXPERT, "auto": int(photo.auto.expert)}
+        if photo.instruction is not None:
+            chosen["instruction"] = int(photo.instruction.expert)
+        practical[int(photo.auto.level)] += 1
+        if photo.own_leaf is not None:
+            path = tree.expert_table[photo.own_leaf].tolist()
+            chosen["oracle"] = max(path, key=lambda expert: photo.psnr[expert])
+            best = photo.psnr[chosen["oracle"]]
+            tied = [level for level, expert in enumerate(path) if photo.psnr[expert] >= best - TIE_DB]
+            expected[tied] += 1 / len(tied)
+            regret.append(best - photo.psnr[chosen["auto"]])
+            hits.append(regret[-1] <= TIE_DB)
+            own.append(int(photo.auto.leaf) == photo.own_leaf)
+        if len(case.tasks) == 1:
+            sets = tree.task_sets[int(photo.auto.leaf)]
+            types.append(max(sets, key=lambda tasks: sets[tasks]) == frozenset(case.tasks))
+        similarity = {e: ssim(from_uint8(photo.outputs[e]), clean)[0] for e in set(chosen.values())}
+        for mode, expert in chosen.items():
+            scores[mode].append((photo.psnr[expert], similarity[expert]))
+        degraded = from_uint8(photo.degraded)
+        scores["input"].append((psnr(degraded, clean)[0], ssim(degraded, clean)[0]))
+    return {
+        "n": len(photos),
+        "seed": case.seed,
+        "strength": case.strength,
+        "psnr": {mode: _mean([p for p, _ in pairs]) for mode, pairs in scores.items()},
+        "ssim": {mode: _mean([s for _, s in pairs]) for mode, pairs in scores.items()},
+        "type_accuracy": _mean(types),
+        "leaf_accuracy": _mean(own),
+        "routing_accuracy": _mean(hits),
+        "regret_db": _mean(regret),
+        "practical_load": [round(float(share), 4) for share in practical / max(practical.sum(), 1)],
+        "expected_load": [round(float(share), 4) for share in expected / expected.sum()] if regret else None,
+        "log_e_gran": _mean([float(photo.estimate.log_e_gran.mean()) for photo in photos]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+# What is stored
+
+
+def machine(model: UniRestorer) -> dict[str, Any]:
+    """The kind of machine, without its name."""
+    device = torch.device(getattr(model, "device", "cpu"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's name, a hash of all weights that results depend on, and its newest file's date."""
+    files = {name: digest for name, digest in checkpoint.config.get("files", {}).items() if name != "map.npz"}
+    listing = "\n".join(f"{name} {digest}" for name, digest in sorted(files.items()))
+    written = max((checkpoint.folder / name).stat().st_mtime for name in files) if files else 0.0
+    return {
+        "checkpoint": checkpoint.folder.resolve().name,
+        "checkpoint_date": datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d"),
+        "weights": hashlib.sha256(listing.encode()).hexdigest()[:16],
+    }
+
+
+def _earlier(out: Path | None, weights: str | None) -> dict[str, Any]:
+    """What `out` holds of the same weights."""
+    kept: dict[str, Any] = {"runs": {}, "cases": {}, "skipped": {}}
+    earlier = _read(out).get(KEY, {}) if out is not None else {}
+    known = {case.id for case in cases()}
+    for id_, entry in earlier.get("cases", {}).items():
+        run = earlier.get("runs", {}).get(entry.get("run"), {})
+        if id_ in known and run.get("weights") == weights:
+            kept["cases"][id_] = entry
+            kept["runs"][entry["run"]] = run
+    return kept
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: got damaged JSON ({error}), expected metrics, delete it") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: got {type(data).__name__}, expected an object of metrics, delete it")
+    return data
+
+
+def _merge(path: Path, result: dict[str, Any]) -> None:
+    data = _read(path)
+    order = [case.id for case in cases()]
+    found = {id_: result["cases"][id_] for id_ in order if id_ in result["cases"]}
+    data[KEY] = {"runs": result["runs"], "cases": found}  # what was skipped names folders of this machine
+    text = json.dumps(data, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(file: Any) -> None:  # noqa: ANN401 - an open binary file
+        file.write(text.encode())
+
+    atomic_write(path, write)
+
+
+# What is printed
+
+
+def markdown(result: dict[str, Any], groups: Sequence[str] = ()) -> str:
+    """Two tables per group: quality (PSNR dB / SSIM by mode) and routing; then what was skipped."""
+    by_id = {case.id: case for case in cases(*groups)}
+    lines = []
+    for group in GROUPS:
+        found = {
+            id_: figures
+            for id_, figures in result["cases"].items()
+            if id_ in by_id and by_id[id_].group == group
+        }
+        if not found:
+            continue
+        lines += [f"### {group}", "", "PSNR (dB) / SSIM", ""]
+        lines += table(
+            ["case", "n", "input", "ALL", "auto", "instruction", "oracle"], quality_rows(found, by_id)
+        )
+        head = [
+            "case",
+            "type",
+            "own leaf",
+            "best expert",
+            "regret (dB)",
+            "load",
+            "expected load",
+            "log e_gran",
+        ]
+        lines += ["", "Routing", "", *table(head, _routing(found)), ""]
+    for id_, reason in result["skipped"].items():
+        lines.append(f"skipped {id_}: {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def quality_rows(found: dict[str, Any], by_id: dict[str, Case]) -> list[list[str]]:
+    rows = []
+    for id_, figures in found.items():
+        cells = [_pair(figures["psnr"][mode], figures["ssim"][mode]) for mode in MODES]
+        rows.append([id_.partition("/")[2], str(figures["n"]), *cells])
+    tasks: dict[Task, list[dict[str, Any]]] = defaultdict(list)
+    for id_, figures in found.items():
+        if len(by_id[id_].tasks) == 1 and by_id[id_].group != "real":
+            tasks[by_id[id_].tasks[0]].append(figures)
+    single = len(rows)
+    for name, members in AVERAGES.items():
+        if all(task in tasks for task in members):
+            means = [
+                [_average([_average([f[key][mode] for f in tasks[t]]) for t in members]) for mode in MODES]
+                for key in ("psnr", "ssim")
+            ]
+            rows.append([name, "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
+    if len(rows) == single > 1:  # groups that do not cover the paper's sets of tasks
+        means = [
+            [_average([f[key][mode] for f in found.values()]) for mode in MODES] for key in ("psnr", "ssim")
+        ]
+        rows.append(["average", "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
+    return rows
+
+
+def _routing(found: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for id_, figures in found.items():
+        accuracies = [figures[key] for key in ("type_accuracy", "leaf_accuracy", "routing_accuracy")]
+        loads = [figures["practical_load"], figures["expected_load"]]
+        rows.append([
+            id_.partition("/")[2],
+            *("" if share is None else f"{share:.0%}" for share in accuracies),
+            _number(figures["regret_db"]),
+            *("" if load is None else " / ".join(f"{100 * share:.0f}" for share in load) for load in loads),
+            _number(figures["log_e_gran"]),
+        ])  # fmt: skip
+    return rows
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)]
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) and numbers else None
+
+
+def _pair(decibels: float | None, similarity: float | None) -> str:
+    return "" if decibels is None or similarity is None else f"{decibels:.2f} / {similarity:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+# From the command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` on a command line."""
+    parser.add_argument("--checkpoint", required=True, help="folder, name in checkpoints/ or hub id")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with cbsd68/, sunhays/, rain100l/ ..."
+    )
+    parser.add_argument("--layers", type=Path, help="folder of rain layers, for the second generator of rain")
+    parser.add_argument("--groups", default="", help=f"comma separated, of {', '.join(GROUPS)}; default all")
+    parser.add_argument("--limit", type=int, help="photos per case, evenly spaced; default all")
+    parser.add_argument("--out", type=Path, help="metrics.json to write; default the checkpoint's own")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, store and print as `add_arguments` says. Raises ValueError for bad input."""
+    from unirestorer.pipeline import UniRestorer
+
+    folder = find_checkpoint(arguments.checkpoint)
+    groups = [group for group in arguments.groups.split(",") if group]
+    model = UniRestorer.from_pretrained(folder, device=arguments.device)
+    result = evaluate(
+        model,
+        arguments.data,
+        arguments.out or folder / "metrics.json",
+        groups,
+        layers=arguments.layers,
+        limit=arguments.limit,
+        about=describe(Checkpoint(folder)),
+    )
+    sys.stdout.write(markdown(result, groups))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(words))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

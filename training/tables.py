@@ -1,0 +1,69 @@
+"""README's results, printed from a checkpoint's metrics.json between two marks, so that they cannot drift.
+
+    python -m training.tables --checkpoint single --readme README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.evaluate import KEY, quality_rows, table
+from training.protocol import cases
+from unirestorer.checkpoint import find_checkpoint
+from unirestorer.files import atomic_write
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+GROUPS = {
+    "single-in": "One degradation, strengths that were trained",
+    "single-out": "One degradation, beyond the trained strengths",
+    "second-in": "Second generators, which training never saw",
+    "unseen": "Unseen types of degradation",
+    "real": "Real pairs",
+    "clean": "Undegraded photos, against themselves",
+}
+
+
+def results(metrics: dict[str, Any]) -> str:
+    """PSNR / SSIM tables of the measured groups, and where the figures come from."""
+    measured = metrics.get(KEY, {}).get("cases", {})
+    lines = []
+    for group, title in GROUPS.items():
+        by_id = {case.id: case for case in cases(group)}
+        found = {name: figures for name, figures in measured.items() if name in by_id}
+        if found:
+            rows = quality_rows(found, by_id)
+            head = ["case", "photos", "input", "ALL", "auto", "instruction", "oracle"]
+            lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
+    return "\n".join(lines)
+
+
+def insert(readme: str, text: str) -> str:
+    """`readme` with `text` between the marks. Raises ValueError when a mark is missing."""
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f"the README has no place for results: put {BEGIN} and {END} there")
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="single")
+    parser.add_argument("--readme", type=Path, help="rewrite this file; without it the tables are printed")
+    arguments = parser.parse_args()
+    text = results(json.loads((find_checkpoint(arguments.checkpoint) / "metrics.json").read_text()))
+    if arguments.readme is None:
+        sys.stdout.write(text)
+    else:
+        data = insert(arguments.readme.read_text(), text).encode()
+        atomic_write(arguments.readme, lambda file: file.write(data))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Experts: one network per node of the tree, l1 loss (Eq. 5), each started from its parent's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.data import Corpus
+from training.loop import Budget, Progress, train
+from unirestorer.config import ExpertsConfig, NetworkConfig
+from unirestorer.networks import build_network
+from unirestorer.types import Task
+
+
+@dataclass(frozen=True)
+class Node:
+    """One expert to train: its place in the tree, its rows of the corpus and its parent."""
+
+    level: int
+    index: int
+    rows: np.ndarray                        # rows of the corpus that belong to it
+    parent: str = ""                        # "level-index", empty for ALL
+    task: Task | None = None                # the task of all its rows, where there is one
+
+    @property
+    def name(self) -> str:
+        return f"{self.level}-{self.index}"
+
+
+def network_for(node: Node, config: ExpertsConfig) -> NetworkConfig:
+    """The node's shape: by its name, else by its task, else the common one."""
+    by_task = config.by_node.get(node.task.value) if node.task else None
+    return config.by_node.get(node.name) or by_task or config.network
+
+
+def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> Tensor:
+    """Eq. 5: mean absolute error, the network in bfloat16 where autocast allows it."""
+    with torch.autocast(lq.device.type, torch.bfloat16):
+        restored = network(lq)
+    return F.l1_loss(restored.float(), hq)
+
+
+def batches(
+    corpus: Corpus, rows: np.ndarray, clean: np.ndarray, config: ExpertsConfig, seed: tuple[int, ...]
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Step number -> LQ and HQ (B, 3, px, px).
+
+    A share of every batch is undegraded, so that clean photos stay clean.
+    """
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng((*seed, step))
+        picked = rows[random.integers(len(rows), size=config.batch)]
+        if len(clean):
+            undegraded = random.random(config.batch) < config.clean_share
+            picked = np.where(undegraded, clean[random.integers(len(clean), size=config.batch)], picked)
+        return corpus.batch(picked, config.patch_px, random)
+
+    return batch
+
+
+class Trainer:
+    """Trains experts one after another.
+
+    A shape is built and compiled once and given each expert's weights in turn.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: ExpertsConfig,
+        work: Path,
+        seed: int,
+        device: torch.device,
+        *,
+        compile: bool,
+    ) -> None:
+        self.corpus, self.config, self.work, self.seed, self.device = corpus, config, work, seed, device
+        self.compile = compile
+        self.clean = np.flatnonzero(corpus.recipe < 0)
+        self.ready: dict[NetworkConfig, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
+
+    def network(
+        self, shape: NetworkConfig
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]:
+        """The module of a shape, its (compiled) forward pass, and its initial weights."""
+        if shape not in self.ready:
+            torch.manual_seed(self.seed)
+            module = build_network(shape).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            start = {key: value.clone() for key, value in module.state_dict().items()}
+            forward = torch.compile(module) if self.compile else module
+            self.ready[shape] = (module, forward, start)
+        return self.ready[shape]
+
+    def train(
+        self, node: Node, parent: tuple[NetworkConfig, dict[str, Tensor]] | None, *, quiet: bool = False
+    ) -> tuple[NetworkConfig, dict[str, Tensor], Progress]:
+        """Train `node` from its parent's (shape, weights) where the shapes agree; returns shape, weights and
+        progress.
+
+        Raises ValueError when the node has no rows.
+        """
+        if len(node.rows) == 0:
+            raise ValueError(f"expert {node.name} has no training samples: lower tree.levels or add photos")
+        config, shape = self.config, network_for(node, self.config)
+        module, forward, start = self.network(shape)
+        warm = parent is not None and parent[0] == shape
+        module.load_state_dict(parent[1] if parent and warm else start)
+        depth = node.level if warm or node.level == 0 else 0
+        budget = Budget(
+            config.steps[node.level], config.minutes[node.level], config.lr[depth], ema=config.ema
+        )
+        batch = batches(self.corpus, node.rows, self.clean, config, (self.seed, node.level, node.index))
+
+        def loss_at(step: int) -> Tensor:
+            lq, hq = batch(step)
+            return pixel_loss(forward, lq.to(self.device), hq.to(self.device))
+
+        writer = SummaryWriter(str(self.work / "tensorboard"))
+        state = self.work / "experts" / f"{node.name}.state.safetensors"
+        progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
+        writer.close()
+        weights = {key: value.detach().clone() for key, value in module.state_dict().items()}
+        return shape, weights, progress

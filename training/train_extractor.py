@@ -1,0 +1,202 @@
+"""The DR extractor by contrast between crops and captions of their degradation: every sample of a caption is
+a positive.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.data import Corpus
+from training.loop import Budget, train
+from unirestorer.config import ExtractorConfig
+from unirestorer.degradation.recipe import CLEAN_CAPTION
+from unirestorer.extractor import ClipTower, Extractor, ResNetTower
+
+TEXT_TOWER = open_clip.CLIPTextCfg(context_length=32, width=128, heads=4, layers=2)
+LARGEST_SCALE = 100.0
+CAPTIONS_AT_ONCE = 64                       # with more distinct captions, a batch is contrasted with its own
+
+
+class Contrast(nn.Module):
+    """Image tower, text tower and temperature: the logits (B, C) of crops (B, 3, 224, 224) against tokenised
+    captions.
+    """
+
+    def __init__(self, config: ExtractorConfig) -> None:
+        super().__init__()
+        if config.tower == "resnet":
+            vision = open_clip.CLIPVisionCfg(
+                layers=config.layers,  # pyright: ignore[reportArgumentType]
+                width=config.width,
+                image_size=config.view_px,
+            )
+            clip = open_clip.CLIP(config.dim, vision, TEXT_TOWER)
+            self.image = ResNetTower(config)
+            self.context = TEXT_TOWER.context_length
+        else:
+            clip = load_published(config)
+            self.image = ClipTower(config, clip.visual)
+            self.context = clip.context_length
+        del clip.visual
+        self.text = clip
+        self.text.requires_grad_(config.tower == "resnet")  # published text towers stay as they are
+        self.text.logit_scale.requires_grad_(True)
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """(C, context) -> unit features (C, D)."""
+        return self.text.encode_text(tokens, normalize=True).float()
+
+    def forward(self, crops: Tensor, tokens: Tensor) -> Tensor:
+        features = F.normalize(self.image(crops).float(), dim=-1)
+        return self.scale * features @ self.text_features(tokens).T
+
+    @property
+    def scale(self) -> Tensor:
+        return self.text.logit_scale.exp().clamp(max=LARGEST_SCALE)
+
+
+def load_published(config: ExtractorConfig) -> Any:  # noqa: ANN401 - open_clip's own model class
+    """The open_clip model `config.tower` with its `config.pretrained` weights (random weights where that is
+    empty).
+
+    Raises ValueError when the weights cannot be fetched.
+    """
+    try:
+        return open_clip.create_model(config.tower, pretrained=config.pretrained or None)
+    except Exception as error:  # the hub client raises many kinds
+        raise ValueError(
+            f"cannot load {config.tower}, weights {config.pretrained!r} ({str(error):.100}): connect to the "
+            "internet once, or train from random weights with --set extractor.pretrained="
+        ) from None
+
+
+def contrast_loss(logits: Tensor, caption: Tensor, smoothing: float) -> Tensor:
+    """Both directions of the contrast for logits (B, C) and each crop's caption (B,); same caption =
+    positive.
+    """
+    to_caption = F.cross_entropy(logits, caption, label_smoothing=smoothing)
+    positive = F.one_hot(caption, logits.shape[1]).to(logits)  # (B, C)
+    count = positive.sum(0)  # (C,)
+    log_share = logits.log_softmax(0)  # each caption over the crops
+    to_crop = -(positive * log_share).sum(0)[count > 0] / count[count > 0]
+    return 0.5 * (to_caption + to_crop.mean())
+
+
+def balanced_rows(corpus: Corpus) -> list[np.ndarray]:
+    """Rows grouped by type: one group per task, one for clean photos, one per combination in "mixed"."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(corpus.rows):
+        groups[corpus.entries[row.recipe].tasks if row.recipe >= 0 else ()].append(index)
+    return [np.array(rows) for _, rows in sorted(groups.items())]
+
+
+def train_extractor(
+    corpus: Corpus, config: ExtractorConfig, work: Path, seed: int, device: torch.device, *, compile: bool
+) -> Extractor:
+    """Train on the corpus' windows within the budget and return the extractor with its captions' features."""
+    torch.manual_seed(seed)
+    captions = tuple(sorted(set(corpus.captions), key=lambda text: (text != CLEAN_CAPTION, text)))
+    index = {text: i for i, text in enumerate(captions)}
+    label = np.array([index[text] for text in corpus.captions])
+    model = Contrast(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokens = open_clip.SimpleTokenizer(context_length=model.context)(list(captions)).to(device)
+    groups = balanced_rows(corpus)
+    image = torch.compile(model.image) if compile else model.image
+
+    def loss_at(step: int) -> Tensor:
+        random = np.random.default_rng((seed, 7, step))
+        picked = [groups[g] for g in random.integers(len(groups), size=config.batch)]
+        rows = np.array([group[random.integers(len(group))] for group in picked])
+        crops, _ = corpus.batch(rows, config.view_px, random)
+        caption = torch.from_numpy(label[rows]).to(device)
+        used = torch.arange(len(captions), device=device)
+        if len(captions) > CAPTIONS_AT_ONCE:
+            used, caption = caption.unique(return_inverse=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            features = F.normalize(image(crops.to(device)).float(), dim=-1)
+            texts = model.text_features(tokens[used])
+        return contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)
+
+    writer = SummaryWriter(str(work / "tensorboard"))
+    budget = Budget(config.steps, config.minutes, config.lr, config.weight_decay, warmup=0.05)
+    train("extractor", model, loss_at, budget, work / "extractor.state.safetensors", writer)
+    writer.close()
+    extractor = Extractor(replace(config, pretrained=""), captions, model.image)
+    with torch.no_grad():
+        extractor.caption_features.copy_(model.text_features(tokens))
+        extractor.logit_scale.copy_(model.scale)
+    return extractor.eval()
+
+
+@torch.no_grad()
+def corpus_drs(extractor: Extractor, corpus: Corpus, device: torch.device, batch: int = 32) -> Tensor:
+    """DRs (N, D) of all windows of a corpus, by the view policy of serving."""
+    extractor.to(device)
+    parts = []
+    for start in tqdm(range(0, len(corpus), batch), desc="DRs", unit="batch"):
+        pixels = torch.from_numpy(corpus.lq[start : start + batch].copy())
+        parts.append(extractor(pixels.permute(0, 3, 1, 2).to(device).float() / 255).cpu())
+    return torch.cat(parts)
+
+
+def report(extractor: Extractor, corpus: Corpus, e: Tensor) -> dict[str, Any]:
+    """Type accuracy and degree accuracy within type of the nearest caption, over all, per type and per photo
+    source.
+
+    `e` (N, D) are the corpus' DRs. Clean photos count as a type of their own.
+    """
+    probs = extractor.caption_probs(e.to(extractor.caption_features.device)).cpu()
+    kind = [caption_kind(text) for text in extractor.captions]
+    types = sorted(set(kind))
+    truth_caption = corpus.captions
+    truth = np.array([types.index(caption_kind(text)) for text in truth_caption])
+    by_type = torch.stack([probs[:, [k == t for k in kind]].sum(1) for t in types], 1)
+    guess = by_type.argmax(1).numpy()
+    nearest = [extractor.captions[i] for i in _within_type(probs, kind, types, truth)]
+    degree = np.array([a == b for a, b in zip(nearest, truth_caption, strict=True)])
+    source = np.array([Path(row.photo).parent.as_posix() for row in corpus.rows])
+    graded = np.array([types[t] != CLEAN for t in truth])
+    return {
+        "count": len(truth),
+        "type_accuracy": float((guess == truth).mean()),
+        "degree_accuracy_within_type": float(degree[graded].mean()) if graded.any() else None,
+        "per_type": {
+            t: float((guess == truth)[truth == i].mean()) for i, t in enumerate(types) if (truth == i).any()
+        },
+        "degree_per_type": {
+            t: float(degree[truth == i].mean())
+            for i, t in enumerate(types)
+            if (truth == i).any() and t != CLEAN
+        },
+        "per_source": {s: float((guess == truth)[source == s].mean()) for s in sorted(set(source))},
+    }
+
+
+CLEAN = "clean"
+
+
+def caption_kind(caption: str) -> str:
+    """The type that a caption names, without the degree: "a photo with heavy rain" -> "rain"; clean photos
+    are "clean".
+    """
+    if caption == CLEAN_CAPTION:
+        return CLEAN
+    parts = caption.removeprefix("a photo with ").split(" and ")
+    return "+".join(sorted(part.split()[-1] for part in parts))
+
+
+def _within_type(probs: Tensor, kind: list[str], types: list[str], truth: np.ndarray) -> list[int]:
+    """Each row's nearest caption among those of its true type."""
+    same = torch.tensor([[kind[c] == types[t] for c in range(len(kind))] for t in range(len(types))])
+    return probs.masked_fill(~same[torch.from_numpy(truth)], -1).argmax(1).tolist()

@@ -1,0 +1,286 @@
+"""Heads and routers (Eq. 6 to 9) on photos that no expert and no extractor was trained on; the experts stay
+frozen.
+
+Three steps: degrade and embed photos by the view policy of serving; measure, once, each crop's l1 under the
+experts that it may be sent to; train H_d, H_g, G_d and G_g on both.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.data import Photos, at_least
+from training.losses import expected_l1, load_loss, uncertainty_loss
+from unirestorer.config import RoutersConfig
+from unirestorer.degradation import Recipe, draw_recipe
+from unirestorer.degradation.recipe import Setting, child_generator
+from unirestorer.extractor import Extractor
+from unirestorer.files import atomic_write
+from unirestorer.imaging import from_uint8, load_image, to_uint8
+from unirestorer.routing import Router
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Task
+
+HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
+CLEAN_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """M degraded photos that the heads learn from."""
+
+    e: Tensor  # (M, D) DR of the whole photo
+    leaf: Tensor  # (M,) leaf of the recipe, -1 = clean
+    held_out: Tensor  # (M,) bool
+    lq: np.ndarray  # (M, px, px, 3) uint8, one crop of each
+    hq: np.ndarray
+
+
+def embed(
+    extractor: Extractor,
+    tree: DegradationTree,
+    photos: Photos,
+    config: RoutersConfig,
+    setting: Setting,
+    seed: int,
+    work: Path,
+    device: torch.device,
+) -> Embedded:
+    """Degrade whole photos under new recipes, embed each as serving would, and label them with their recipe's
+    leaf.
+
+    The leaf is the one nearest (in "single": within the task) to the mean DR of the recipe's photos. Done
+    photos are kept in `work`, so a stopped run goes on.
+    """
+    random = np.random.default_rng((seed, 3))
+    order = random.permutation(len(photos.clean))
+    held = set(order[: max(1, round(HELD_OUT_SHARE * len(order)))].tolist())
+    plan: list[tuple[int, int, Recipe]] = []  # recipe number, photo, recipe
+    count = config.recipes * len(Task)
+    for number in range(count):
+        task = list(Task)[number % len(Task)] if setting == "single" else None
+        recipe = draw_recipe(seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task,
+                             real_rain=bool(photos.rain))  # fmt: skip
+        for photo in random.choice(
+            len(photos.clean), min(config.photos_per_recipe, len(photos.clean)), replace=False
+        ):
+            plan.append((number, int(photo), recipe.reseeded(int(random.integers(2**31)))))
+    for _ in range(round(CLEAN_SHARE * len(plan))):
+        plan.append((-1, int(random.integers(len(photos.clean))), Recipe((), int(random.integers(2**31)))))
+    e, lq, hq = _embed_plan(extractor, photos, plan, config.crop_px, work / "routers", device)
+    leaf = torch.full((len(plan),), -1)
+    numbers = np.array([number for number, _, _ in plan])
+    for number in range(count):
+        rows = np.flatnonzero(numbers == number)
+        recipe = plan[rows[0]][2]
+        allowed = tree.mask(recipe.tasks) if setting == "single" else None
+        leaf[rows] = tree.nearest_leaf(e[rows].mean(0, keepdim=True), allowed)
+    return Embedded(e, leaf, torch.tensor([photo in held for _, photo, _ in plan]), lq, hq)
+
+
+@torch.inference_mode()
+def _embed_plan(
+    extractor: Extractor,
+    photos: Photos,
+    plan: list[tuple[int, int, Recipe]],
+    px: int,
+    folder: Path,
+    device: torch.device,
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """DR (M, D) and one crop (M, px, px, 3) LQ and HQ of each planned photo; done blocks survive a stop."""
+    extractor.to(device)
+    block, parts = 64, []
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in tqdm(range(0, len(plan), block), desc="router photos", unit="block"):
+        path = folder / f"{start:06d}.npz"
+        if not path.is_file():
+            rows = [
+                _embed_one(extractor, photos, photo, recipe, px, device)
+                for _, photo, recipe in plan[start : start + block]
+            ]
+            e, lq, hq = (np.stack(column) for column in zip(*rows, strict=True))
+            atomic_write(path, lambda file, e=e, lq=lq, hq=hq: np.savez(file, e=e, lq=lq, hq=hq))
+        with np.load(path) as stored:
+            parts.append((stored["e"], stored["lq"], stored["hq"]))
+    e, lq, hq = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return torch.from_numpy(e), lq, hq
+
+
+def _embed_one(
+    extractor: Extractor, photos: Photos, photo: int, recipe: Recipe, px: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    clean = at_least(load_image(photos.folder / photos.clean[photo]), px)
+    degraded = from_uint8(to_uint8(recipe.apply(clean, photos.maps)))  # (1, 3, H, W), as a file would hold it
+    e = extractor(degraded.to(device))[0].cpu().numpy()
+    place = child_generator(recipe.seed, 300)
+    top = int(torch.randint(clean.shape[-2] - px + 1, (1,), generator=place))
+    left = int(torch.randint(clean.shape[-1] - px + 1, (1,), generator=place))
+    window = np.s_[..., top : top + px, left : left + px]
+    return e, to_uint8(degraded[window]), to_uint8(clean[window])
+
+
+@torch.inference_mode()
+def measure_l1(
+    tree: DegradationTree,
+    expert: Callable[[int], nn.Module],
+    data: Embedded,
+    config: RoutersConfig,
+    seed: int,
+    path: Path,
+    device: torch.device,
+) -> tuple[np.ndarray, Tensor]:
+    """Rows (T,) of `data` and their l1 (T, experts) under the experts on the paths of the likeliest leaves.
+
+    Candidates are the leaves nearest to the row's DR and its own. Experts that were not measured get the
+    row's worst measured error: nothing draws the router there. Kept in `path`, expert by expert.
+    """
+    random = np.random.default_rng((seed, 4))
+    rows = np.sort(random.permutation(len(data.leaf))[: config.table_rows])
+    near = (
+        torch.cdist(data.e[rows], tree.centers[-1])
+        .topk(min(config.candidates, tree.leaves), largest=False)
+        .indices
+    )
+    own = data.leaf[rows, None]
+    leaves = torch.cat((near, torch.where(own >= 0, own, near[:, :1])), 1)  # (T, candidates + 1)
+    wanted = torch.zeros(len(rows), len(tree.expert_names), dtype=torch.bool)
+    wanted.scatter_(1, tree.expert_table[leaves].flatten(1), True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done: dict[str, np.ndarray] = {}
+    if path.is_file():
+        with np.load(path) as stored:
+            done = dict(stored)
+    for number, name in enumerate(tqdm(tree.expert_names, desc="l1 table", unit="expert")):
+        chosen = np.flatnonzero(wanted[:, number])
+        if name in done or len(chosen) == 0:
+            continue
+        network = expert(number).to(device)
+        errors = []
+        for part in np.array_split(chosen, -(-len(chosen) // 16)):
+            lq, hq = (_pixels(array[rows[part]]).to(device) for array in (data.lq, data.hq))
+            errors.append((network(lq).clamp(0, 1) - hq).abs().mean((1, 2, 3)).cpu().numpy())
+        done[name] = np.concatenate(errors)
+        atomic_write(path, lambda file: np.savez(file, **done))  # pyright: ignore[reportArgumentType]
+    table = torch.full(wanted.shape, -1.0)
+    for number, name in enumerate(tree.expert_names):
+        if name in done:
+            table[wanted[:, number], number] = torch.from_numpy(done[name])
+    worst = table.max(1, keepdim=True).values
+    return rows, torch.where(table < 0, worst, table).clamp(min=1e-4)
+
+
+def _pixels(windows: np.ndarray) -> Tensor:
+    return torch.from_numpy(windows).permute(0, 3, 1, 2).float() / 255
+
+
+def new_router(tree: DegradationTree, e: Tensor, config: RoutersConfig, seed: int) -> Router:
+    """An untrained router with the statistics of training DRs e (N, D); G_d starts as the nearest-centre
+    rule.
+    """
+    torch.manual_seed(seed)
+    router = Router(e.shape[1], tree.expert_table, config)
+    router.mean.copy_(e.mean(0))
+    router.std.copy_(e.std(0).clamp(min=1e-4))
+    u = router.standardised(tree.centers[-1])  # (leaves, D)
+    if len(u) > 1:
+        gap = (
+            torch.cdist(u, u)
+            .square()
+            .masked_fill(torch.eye(len(u), dtype=torch.bool), torch.inf)
+            .min(1)
+            .values
+        )
+        scale = 4 / gap.median()
+        with torch.no_grad():  # -|e_deg - u|^2 without its common term
+            router.gate_leaf.gate.weight.copy_(scale * 2 * u)
+            router.gate_leaf.gate.bias.copy_(-scale * u.square().sum(1))
+    return router
+
+
+def train_routers(
+    router: Router,
+    tree: DegradationTree,
+    data: Embedded,
+    rows: np.ndarray,
+    l1: Tensor,
+    config: RoutersConfig,
+    seed: int,
+    writer: SummaryWriter | None = None,
+) -> dict[str, Any]:
+    """Minimise Eq. 9 over heads and routers; keep what is best on held-out photos and report on those."""
+    leaf, held = data.leaf, data.held_out
+    u = router.standardised(tree.centers[-1])
+    learn = torch.nonzero((leaf >= 0) & ~held)[:, 0]
+    check = torch.nonzero((leaf >= 0) & held)[:, 0]
+    table_held = held[rows]
+    table_learn, table_check = torch.nonzero(~table_held)[:, 0], torch.nonzero(table_held)[:, 0]
+    optimizer = torch.optim.AdamW(router.parameters(), lr=config.lr, weight_decay=1e-2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(estimated: Tensor, tabled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        estimate = router.estimate(data.e[estimated])
+        route = router.route(router.estimate(data.e[rows[tabled.numpy()]]))
+        return (
+            expected_l1(route, l1[tabled], router.expert_table),
+            uncertainty_loss(estimate, u[leaf[estimated]]),
+            load_loss(route),
+        )
+
+    best, best_state, curve = float("inf"), copy.deepcopy(router.state_dict()), []
+    bar = tqdm(range(config.steps), desc="routers", unit="step")
+    for step in bar:
+        router.train()
+        pick = learn[torch.randint(len(learn), (config.batch,), generator=generator)]
+        tabled = table_learn[torch.randint(len(table_learn), (config.batch,), generator=generator)]
+        pixels, uncertainty, load = loss(pick, tabled)
+        total = pixels + config.alpha * uncertainty + config.beta * load  # Eq. 9
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(router.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 24 or step == config.steps - 1:
+            router.eval()
+            with torch.no_grad():
+                parts = loss(check if len(check) else learn, table_check if len(table_check) else table_learn)
+                value = float(parts[0] + config.alpha * parts[1] + config.beta * parts[2])
+            curve.append([step + 1, *(round(float(part), 5) for part in parts)])
+            bar.set_postfix_str(f"held-out {value:.4f}")
+            if writer:
+                for name, part in zip(("expected_l1", "uncertainty", "load"), parts, strict=True):
+                    writer.add_scalar(f"routers/{name}", float(part), step)
+            if value < best:
+                best, best_state = value, copy.deepcopy(router.state_dict())
+    router.load_state_dict(best_state)
+    router.eval()
+    return {"best_held_out_loss": best, "curve": curve, **routing_report(router, tree, data, rows, l1)}
+
+
+@torch.no_grad()
+def routing_report(
+    router: Router, tree: DegradationTree, data: Embedded, rows: np.ndarray, l1: Tensor
+) -> dict[str, Any]:
+    """Leaf and type accuracy, level loads and lost l1, measured on held-out photos."""
+    known = torch.nonzero((data.leaf >= 0) & data.held_out)[:, 0]
+    route = router.route(router.estimate(data.e[known]))
+    own = data.leaf[known]
+    parents = tree.expert_table[:, -2] if tree.levels > 1 else tree.expert_table[:, -1]
+    table = torch.nonzero(data.held_out[rows])[:, 0]
+    chosen = router.route(router.estimate(data.e[rows[table.numpy()]]))
+    lost = l1[table].gather(1, chosen.expert[:, None])[:, 0] / l1[table].min(1).values
+    return {
+        "held_out_photos": len(known),
+        "leaf_accuracy": float((route.leaf == own).float().mean()),
+        "type_accuracy": float((parents[route.leaf] == parents[own]).float().mean()),
+        "level_loads": (torch.bincount(route.level, minlength=tree.levels) / max(len(known), 1)).tolist(),
+        "l1_over_best_expert": float(lost.mean()) if len(lost) else None,
+    }

@@ -1,0 +1,5 @@
+import sys
+
+from unirestorer.cli import main
+
+sys.exit(main())

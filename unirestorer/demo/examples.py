@@ -1,0 +1,64 @@
+"""The example photos in `assets/examples` (drawn by `assets/make_examples.py`) as labelled thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from unirestorer.demo.words import TASK_WORDS
+from unirestorer.types import Task
+
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
+THUMBNAIL_PX = (160, 120)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photo and the one word that says what is wrong with it."""
+
+    path: Path
+    word: str
+
+
+def find_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
+    """The examples in the order of `Task`, the clean one last; none where the package came without them."""
+    names = [
+        *((task.value, TASK_WORDS[task].removesuffix(" artefacts")) for task in Task),
+        ("clean", "clean"),
+    ]
+    found = [Example(folder / f"{stem}.png", word) for stem, word in names]
+    return tuple(example for example in found if example.path.is_file())
+
+
+def pick(examples: tuple[Example, ...], index: object) -> Example:
+    """The example that a click named. Raises ValueError for anything but one of their numbers."""
+    known = {str(i): example for i, example in enumerate(examples)}
+    if str(index) not in known:
+        raise ValueError("unknown example: choose one of those shown")
+    return known[str(index)]
+
+
+def thumbnails_html(examples: tuple[Example, ...]) -> str:
+    """A button per example; the pictures travel inside the page."""
+    if not examples:
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-example="{i}" aria-label="Example photo: {html.escape(example.word)}">'
+        f'<img alt="" src="{_data_uri(example.path)}"><span>{html.escape(example.word)}</span></button>'
+        for i, example in enumerate(examples)
+    )
+    return f'<p class="label">Or try an example</p><div class="thumbs">{buttons}</div>'
+
+
+def _data_uri(path: Path) -> str:
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    image.thumbnail(THUMBNAIL_PX)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

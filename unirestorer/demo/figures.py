@@ -1,0 +1,197 @@
+"""The page's figures: the map (plotly), the uncertainty's histogram, bars (HTML that follows the theme)."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from unirestorer.demo import theme, words
+from unirestorer.map import DegradationMap
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Task
+
+BINS = 36
+LINE_COLOUR = "#64748B"
+
+
+def map_figure(
+    map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None
+) -> go.Figure:
+    """The training DRs by task, the tree drawn over them and, with a `report`, its photo as a star.
+
+    Plain SVG markers: a few thousand draw at once, and WebGL is missing in too many classrooms.
+    """
+    figure = go.Figure()
+    for name, colour, symbol, rows in _groups(map_):
+        figure.add_scatter(
+            x=map_.xy[rows, 0], y=map_.xy[rows, 1], mode="markers", name=name,
+            marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
+            text=[html.escape(text) for text in map_.text[rows].tolist()],
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    _draw_tree(figure, map_, tree)
+    if report is not None:
+        _draw_star(figure, map_, report)
+    figure.update_layout(
+        template="none",
+        showlegend=False,
+        dragmode=False,  # a finger scrolls the page; the buttons zoom
+        hovermode="closest",
+        margin={"l": 4, "r": 4, "t": 4, "b": 4},
+        height=430,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        modebar={
+            "remove": ["toImage", "select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"],
+            "orientation": "v",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        font={"size": 13},
+    )
+    for axis, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
+        low, high = map_.xy[:, axis].min(), map_.xy[:, axis].max()
+        margin = 0.05 * float(high - low)  # room for the star at the border
+        update(visible=False, range=[float(low) - margin, float(high) + margin])
+    return figure
+
+
+def _groups(map_: DegradationMap) -> list[tuple[str, str, str, np.ndarray]]:
+    """(name, colour, symbol, rows) of the map's points, by task; what has several is a group of its own."""
+    groups = []
+    taken = np.zeros(len(map_.task), bool)
+    for task in Task:
+        rows = map_.task == task.value
+        groups.append((words.TASK_WORDS[task], theme.TASK_COLOURS[task], theme.TASK_SYMBOLS[task], rows))
+        taken |= rows
+    clean = map_.task == "clean"
+    groups.append(("clean", theme.CLEAN_COLOUR, theme.CLEAN_SYMBOL, clean))
+    groups.append(("several", theme.SEVERAL_COLOUR, theme.SEVERAL_SYMBOL, ~(taken | clean)))
+    return [
+        (name, colour, symbol, np.flatnonzero(rows)) for name, colour, symbol, rows in groups if rows.any()
+    ]
+
+
+def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -> None:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for level in range(1, tree.levels):
+        for index, parent in enumerate(tree.parents[level].tolist()):
+            ends = [tree.offsets[level] + index, tree.offsets[level - 1] + parent]
+            x += [*map_.center_xy[ends, 0].tolist(), None]
+            y += [*map_.center_xy[ends, 1].tolist(), None]
+    figure.add_scatter(
+        x=x, y=y, mode="lines", name="tree", hoverinfo="skip",
+        line={"color": LINE_COLOUR, "width": 1.2},
+    )  # fmt: skip
+    level_of = [tree.level_of(node)[0] for node in range(len(tree.expert_names))]
+    labelled = min(1, tree.levels - 1)  # the types: few enough to be read
+    named = [(node, tree.words(node)) for node, level in enumerate(level_of) if level == labelled]
+    figure.add_scatter(
+        x=map_.center_xy[:, 0], y=map_.center_xy[:, 1], mode="markers", name="centres",
+        marker={
+            "color": theme.node_colours(tree),
+            "size": [16 - 9 * level / max(tree.levels - 1, 1) for level in level_of],
+            "line": {"color": "white", "width": 1.5},
+        },
+        text=[html.escape(words.expert_label(tree, node)) for node in range(len(level_of))],
+        hovertemplate="centre of %{text}<extra></extra>",
+    )  # fmt: skip
+    places = map_.center_xy[[node for node, _ in named]].tolist()
+    texts = [name for _, name in named]
+    if (map_.task == "clean").any():
+        places.append(np.median(map_.xy[map_.task == "clean"], axis=0).tolist())
+        texts.append("clean")
+    figure.add_scatter(
+        x=[place[0] for place in places], y=[place[1] for place in places],
+        mode="markers+text", name="names",
+        marker={"size": 18, "opacity": 0},  # keeps the words off the centres
+        text=[f"<b>{html.escape(text)}</b>" for text in texts], textposition="top center", hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _draw_star(figure: go.Figure, map_: DegradationMap, report: dict[str, Any]) -> None:
+    place = report["map"]
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for neighbour in place["neighbors"]:
+        x += [place["x"], float(map_.xy[neighbour, 0]), None]
+        y += [place["y"], float(map_.xy[neighbour, 1]), None]
+    figure.add_scatter(
+        x=x, y=y, mode="lines", name="neighbours", hoverinfo="skip",
+        line={"color": "#111827", "width": 1},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[place["x"]], y=[place["y"]], mode="markers", name="your photo",
+        marker={
+            "symbol": "star", "size": 22, "color": theme.STAR_COLOUR,
+            "line": {"color": "#111827", "width": 2},
+        },
+        hovertemplate="your photo<extra></extra>",
+    )  # fmt: skip
+
+
+def histogram(reference: np.ndarray, report: dict[str, Any] | None = None) -> str:
+    """The mean log e_gran of training photos as bars; with a `report`, its photo's place among them."""
+    low, high = np.quantile(reference, [0.005, 0.995])
+    value = None if report is None else report["log_e_gran"]
+    low, high = low - 1e-6, high + 1e-6
+    counts, edges = np.histogram(np.clip(reference, low, high), BINS, (low, high))
+    tallest = counts.max()
+    bars = "".join(
+        f'<rect x="{i + 0.08:.2f}" width="0.84" y="{100 - 100 * count / tallest:.1f}" '
+        f'height="{100 * count / tallest:.1f}"{_behind(edges[i], value)}/>'
+        for i, count in enumerate(counts.tolist())
+    )
+    marker, label = "", "Uncertainty of training photos, from sure to shaky"
+    if report is not None:
+        place = 100 * float(np.clip((report["log_e_gran"] - low) / (high - low), 0, 1))
+        side = " left" if place > 70 else ""
+        marker = (
+            f'<span class="marker{side}" style="left:{place:.1f}%"><b>★</b><span>your photo</span></span>'
+        )
+        label = words.sure(report)
+    return (
+        f'<div class="histogram"><div class="plot"><svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" '
+        f'role="img" aria-label="{html.escape(label)}">{bars}</svg>{marker}</div>'
+        '<div class="ends"><span>sure</span><span>training photos</span><span>shaky</span></div></div>'
+    )
+
+
+def _behind(edge: float, value: float | None) -> str:
+    return ' class="behind"' if value is not None and edge <= value else ""
+
+
+def level_bars(tree: DegradationTree, report: dict[str, Any] | None = None) -> str:
+    """How likely each granularity is, the chosen one marked."""
+    rows = []
+    for level in range(tree.levels):
+        entry = None if report is None else report["levels"][level]
+        chosen = report is not None and report["level"] == level
+        name = words.level_word(level, tree.levels)
+        rows.append(
+            _bar(name, entry["name"] if entry else "", entry["probability"] if entry else None, chosen)
+        )
+    return f'<div class="bars" role="list">{"".join(rows)}</div>'
+
+
+def caption_bars(report: dict[str, Any] | None) -> str:
+    """The captions that fit the photo best."""
+    if report is None:
+        return ""
+    rows = [_bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
+    return f'<p class="label">Nearest captions</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+
+
+def _bar(title: str, name: str, probability: float | None, chosen: bool) -> str:
+    share = probability or 0.0
+    mark = '<span class="tick" aria-hidden="true">✓</span><span class="sr">chosen</span>' if chosen else ""
+    title = f"<b>{html.escape(title)}</b> " if title else ""
+    return (
+        f'<div class="bar{" chosen" if chosen else ""}" role="listitem">'
+        f'<span class="name">{title}{html.escape(name)}{mark}</span>'
+        f'<span class="value">{"–" if probability is None else words.percent(share)}</span>'
+        f'<span class="track"><i style="width:{100 * share:.1f}%"></i></span></div>'
+    )

@@ -1,0 +1,247 @@
+"""What the page and the API ask of the model: photos in files, results in files, reasons as reports.
+
+Nothing here outlives a call: what a visitor's next click needs travels in a `Memory`, which the page keeps
+per session.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image
+from torch import Tensor
+
+from unirestorer.degradation import RANGES, Recipe, make_step
+from unirestorer.degradation.recipe import child_generator
+from unirestorer.imaging import load_image, to_pil
+from unirestorer.pipeline import Clock, UniRestorer
+from unirestorer.report import describe
+from unirestorer.types import Restoration, Task
+
+SHOWN_PX = 1600  # longest side of what a browser is shown; downloads have full size
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One restored result: its report, the full-size PNG to download and the file that is shown."""
+
+    report: dict[str, Any]
+    png: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept of a visitor's photo between two clicks: files and the estimate, no full-size pixels."""
+
+    photo: str
+    before: str  # the photo as shown
+    size: tuple[int, int]  # width, height
+    result: Restoration  # auto mode's, without its image
+    auto: Shown
+
+
+@dataclass(frozen=True)
+class View:
+    """A state of the page. `fresh` says that the photo is new; `message` that something was wrong."""
+
+    memory: Memory | None = None
+    choice: Shown | None = None
+    tasks: tuple[Task, ...] = ()
+    expert: str = ""
+    json: str = ""  # file of the report
+    fresh: bool = True
+    waiting: bool = False  # the choice is still being restored
+    error: ValueError | None = None
+
+
+class Handlers:
+    """The model behind the page. Files for the browser go to `folder`; who serves them also deletes them."""
+
+    def __init__(self, model: UniRestorer, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+
+    def views(
+        self,
+        photo: str | None,
+        tasks: list[str],
+        expert: str,
+        memory: Memory | None,
+        progress: Progress | None = None,
+    ) -> Iterator[View]:
+        """Auto mode's result, unless `memory` has it; then, with tasks or a forced expert, the second one."""
+        named: tuple[Task, ...] = ()
+        try:
+            named = read_tasks(tasks)
+            if not photo:
+                yield View(tasks=named, expert=expert)
+                return
+            fresh = memory is None or memory.photo != photo or not Path(memory.auto.png).is_file()
+            if fresh or memory is None:
+                memory = self.auto(photo, progress)
+            wanted = bool(named or expert)
+            view = View(memory, None, named, expert, fresh=fresh, waiting=wanted)
+            if fresh or not wanted:
+                yield replace(view, json=self._report(memory, None, named, expert))
+            if wanted:
+                choice = self.choose(memory, named, expert, progress)
+                report = self._report(memory, choice, named, expert)
+                yield replace(view, choice=choice, json=report, fresh=False, waiting=False)
+        except ValueError as error:
+            yield View(tasks=named, expert=expert, error=error)
+
+    def auto(self, photo: str, progress: Progress | None = None) -> Memory:
+        """Restore a photo's file in auto mode. Raises ValueError for what is no photo."""
+        clock = Clock()
+        x = read_photo(photo)
+        clock.stop("decode")
+        result = self.model(x, progress=progress)
+        result = replace(result, seconds={**clock.seconds, **result.seconds})
+        shown = self._show(result, "auto")
+        light = replace(result, image=result.image[:, :, :0, :0].clone())
+        size = (x.shape[3], x.shape[2])
+        return Memory(photo, self._write(shrink(to_pil(x)), "photo"), size, light, shown)
+
+    def choose(
+        self, memory: Memory, tasks: tuple[Task, ...], expert: str, progress: Progress | None = None
+    ) -> Shown:
+        """The result under an instruction or a forced expert, from auto mode's estimate.
+
+        When the same expert is chosen, the picture is auto mode's. Raises ValueError for an unknown expert.
+        """
+        clock = Clock()
+        route = self.model.route(memory.result.estimate, tasks or None)
+        if expert:
+            route = replace(
+                route, expert=torch.full_like(route.expert, self.model.tree.expert_number(expert))
+            )
+        clock.stop("route")
+        if int(route.expert) == int(memory.result.route.expert):
+            result = replace(memory.result, route=route, seconds=clock.seconds)
+            return replace(memory.auto, report=describe(self.model, result))
+        x = read_photo(memory.photo)
+        clock.stop("decode")
+        self.model.experts.network(int(route.expert))
+        clock.stop("load")
+        image = self.model.experts(x, route.expert, progress=progress)
+        clock.stop("restore")
+        return self._show(Restoration(image, memory.result.estimate, route, clock.seconds), "choice")
+
+    def keep(self, path: Path) -> str:
+        """A copy of a file where the browser may fetch it."""
+        return self._keep(path.read_bytes(), path.name)
+
+    def restore(self, photo: str | None, tasks: list[str], expert: str | None) -> tuple[str, dict[str, Any]]:
+        """A photo's file -> the restored PNG and the report. Raises ValueError."""
+        result = self.model(
+            read_photo(photo), tasks=read_tasks(tasks) or None, expert=(expert or "").strip() or None
+        )
+        return self._write(to_pil(result.image), "restored"), describe(self.model, result)
+
+    def inspect(self, photo: str | None, tasks: list[str]) -> dict[str, Any]:
+        """A photo's file -> the report of what the router would do. Raises ValueError."""
+        clock = Clock()
+        x = read_photo(photo)
+        clock.stop("decode")
+        estimate = self.model.estimate(x)
+        clock.stop("estimate")
+        route = self.model.route(estimate, read_tasks(tasks) or None)
+        clock.stop("route")
+        return describe(self.model, Restoration(x[:, :, :0, :0], estimate, route, clock.seconds))
+
+    def degrade(
+        self, photo: str | None, recipe: str, task: str, strength: float | None, seed: int | None
+    ) -> tuple[str, dict[str, Any]]:
+        """A photo's file and a recipe -> the degraded PNG and the recipe. Raises ValueError."""
+        made = make_recipe(recipe, task, strength, seed)
+        return self._write(to_pil(made.apply(read_photo(photo))), "degraded"), made.to_dict()
+
+    def _show(self, result: Restoration, name: str) -> Shown:
+        image = to_pil(result.image)
+        png = self._write(image, f"restored-{name}")
+        small = shrink(image)
+        after = png if small is image else self._write(small, f"shown-{name}")
+        return Shown(describe(self.model, result), png, after)
+
+    def _report(self, memory: Memory, choice: Shown | None, tasks: tuple[Task, ...], expert: str) -> str:
+        width, height = memory.size
+        report: dict[str, Any] = {"photo": {"width": width, "height": height}, "auto": memory.auto.report}
+        if choice is not None:
+            report["choice"] = {"tasks_named": list(tasks), "expert_forced": expert or None, **choice.report}
+        return self._keep(json.dumps(report, indent=1).encode(), "report.json")
+
+    def _write(self, image: Image.Image, name: str) -> str:
+        data = io.BytesIO()
+        image.save(data, "PNG", compress_level=4)  # lossless at any level, in half the default's time
+        return self._keep(data.getvalue(), f"{name}.png")
+
+    def _keep(self, data: bytes, name: str) -> str:
+        try:
+            return save_bytes_to_cache(data, name, str(self.folder))
+        except OSError:
+            raise ValueError("the server cannot store the result just now: try again later") from None
+
+
+def shrink(image: Image.Image, longest: int = SHOWN_PX) -> Image.Image:
+    """The image itself, or a smaller copy whose longer side is `longest`."""
+    if max(image.size) <= longest:
+        return image
+    scale = longest / max(image.size)
+    return image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+    )
+
+
+def read_photo(photo: str | None) -> Tensor:
+    """A photo's file as (1, 3, H, W) in [0, 1]. The errors (ValueError) never repeat the file's name."""
+    if not photo:
+        raise ValueError("no photo was given: upload, paste or take one")
+    try:
+        data = Path(photo).read_bytes()
+    except OSError:
+        raise ValueError("the photo is no longer kept here: upload it again") from None
+    return load_image(data)
+
+
+def read_tasks(names: list[str] | None) -> tuple[Task, ...]:
+    """Task names in the order of `Task`. Raises ValueError for an unknown one."""
+    unknown = [name for name in names or [] if name not in list(Task)]
+    if unknown:
+        raise ValueError(f"unknown task {str(unknown[0])[:40]!r}: choose among {', '.join(Task)}")
+    return tuple(task for task in Task if task in (names or []))
+
+
+def make_recipe(recipe: str, task: str, strength: float | None, seed: int | None) -> Recipe:
+    """The recipe written as JSON, or else one step of `task`, by default in the middle of its trained range.
+
+    A `seed` overrules the recipe's. Raises ValueError.
+    """
+    if seed is not None and (isinstance(seed, float) and not seed.is_integer()):
+        raise ValueError(f"a seed is a whole number, got {seed}")
+    if recipe and recipe.strip():
+        made = Recipe.from_json(recipe)
+        return made if seed is None else Recipe.from_dict({**made.to_dict(), "seed": int(seed)})
+    if not task:
+        raise ValueError("nothing to degrade with: give a recipe or a task")
+    known = read_tasks([task])[0]
+    if strength is None:
+        strength = float(np.mean(RANGES["single"][known]["in"]))
+    if not math.isfinite(strength):
+        raise ValueError(f"a strength is a number, got {strength}")
+    number = int(seed or 0)
+    if number < 0:
+        raise ValueError(f"a seed is not negative, got {number}")
+    step = make_step(known, strength, child_generator(number, 101))
+    return Recipe.from_dict(Recipe((step,), number).to_dict())  # checks the strength's limits

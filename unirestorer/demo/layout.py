@@ -1,0 +1,338 @@
+"""The page's components and the events between them; `panels` and `handlers` decide what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from unirestorer.demo import panels, theme, words
+from unirestorer.demo.api import add_endpoints, said
+from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
+from unirestorer.demo.handlers import Handlers, Memory, Shown, View
+from unirestorer.demo.photo import photo_input
+from unirestorer.pipeline import UniRestorer
+from unirestorer.tree import DegradationTree
+
+MODEL_QUEUE = "model"  # every event that runs the model waits in this one line
+QUEUE_LENGTH = 32
+KEPT_SECONDS = 3600  # files and memories of a visitor
+
+# A click on an element that carries data-NAME selects its value; the focus stays where it was after a redraw.
+CLICKS = """
+let last = null;
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-NAME]');
+  if (button) { last = button.dataset.NAME; trigger('select', {index: 0, value: last}); }
+});
+watch('value', () => {
+  if (last !== null && document.activeElement === document.body)
+    element.querySelector(`[data-NAME="${last}"]`)?.focus();
+});
+"""
+
+
+@dataclass(frozen=True)
+class Sidebar:
+    tasks: gr.CheckboxGroup
+    expert: gr.Dropdown
+    reset: gr.Button
+
+
+@dataclass(frozen=True)
+class PhotoCard:
+    photo: gr.Image
+    thumbnails: gr.HTML
+
+
+@dataclass(frozen=True)
+class ResultColumn:
+    column: gr.Column
+    title: gr.HTML
+    slider: gr.ImageSlider
+    sentence: gr.HTML
+    png: gr.DownloadButton
+
+
+@dataclass(frozen=True)
+class Results:
+    verdict: gr.HTML
+    auto: ResultColumn
+    choice: ResultColumn
+    below: gr.Column
+    hint: gr.HTML
+    divider: gr.Slider
+    report: gr.DownloadButton
+    timing: gr.HTML
+
+
+@dataclass(frozen=True)
+class Explanations:
+    map: gr.Plot
+    what: gr.HTML
+    sure: gr.HTML
+    who: gr.HTML
+
+
+def build_page(model: UniRestorer) -> gr.Blocks:
+    """The whole page for one model. Serve it with `launch_options()`."""
+    handlers = Handlers(model, Path(get_upload_folder()))
+    examples = find_examples()
+    start = panels.draw(model, View())
+    with gr.Blocks(
+        title="UniRestorer", fill_width=True, delete_cache=(600, KEPT_SECONDS), analytics_enabled=False
+    ) as page:
+        memory = gr.State(None, time_to_live=KEPT_SECONDS)
+        sidebar = _sidebar(model)
+        gr.HTML(panels.HEADER, elem_id="top")
+        with gr.Row(equal_height=True, elem_id="first"):
+            card = _photo_card(examples)
+            results = _results(start)
+        with gr.Row(equal_height=True, elem_id="panels"):
+            explanations = _explanations(start)
+        _connect_model(handlers, memory, sidebar, card, results, explanations)
+        _connect_clicks(handlers, examples, sidebar, card, results, explanations)
+        add_endpoints(handlers, MODEL_QUEUE)
+        page.load(None, js="() => window.unirestorerReady()")
+    return page.queue(max_size=QUEUE_LENGTH)
+
+
+def launch_options() -> dict[str, Any]:
+    """How the page is served: no telemetry, no other hosts, no tracebacks, no traces in the browser."""
+    return {
+        "theme": theme.make_theme(),
+        "css_paths": theme.STYLE,
+        "head": theme.head(),
+        "ssr_mode": False,
+        "show_error": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": [],
+        "max_file_size": "64mb",
+    }
+
+
+# Components
+
+
+def _sidebar(model: UniRestorer) -> Sidebar:
+    with gr.Sidebar(open=False, width=theme.SIDEBAR_PX, elem_id="sidebar"):
+        gr.HTML(panels.SIDEBAR)
+        tasks = gr.CheckboxGroup(
+            [(word[0].upper() + word[1:], task.value) for task, word in words.TASK_WORDS.items()],
+            label="What is wrong with the photo?",
+            info="Branches for anything else are pruned.",
+            elem_id="tasks",
+        )
+        expert = gr.Dropdown(
+            [("the router’s choice", ""), *_expert_choices(model.tree)],
+            value="",
+            label="Force an expert",
+            info="Overrules the router.",
+            elem_id="expert",
+        )
+        reset = gr.Button("Start over", size="sm", elem_id="reset")
+        gr.HTML(panels.device_line(model))
+    return Sidebar(tasks, expert, reset)
+
+
+def _expert_choices(tree: DegradationTree) -> list[tuple[str, str]]:
+    return [(words.expert_label(tree, number), name) for number, name in enumerate(tree.expert_names)]
+
+
+def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
+    with gr.Column(scale=4, min_width=320, elem_classes="card"):
+        gr.HTML('<h2 class="title">Your photo</h2>')
+        photo = photo_input(
+            sources=["upload", "clipboard", "webcam"],
+            label="Photo",
+            show_label=False,
+            height=290,
+            buttons=["fullscreen"],
+            elem_id="photo",
+            alt_text="The photo you gave",
+            placeholder="Drop a photo here\n- or -\nClick to choose one",
+        )
+        html = thumbnails_html(examples)
+        thumbnails = gr.HTML(html, js_on_load=CLICKS.replace("NAME", "example"), elem_id="examples")
+    return PhotoCard(photo, thumbnails)
+
+
+def _results(start: panels.Panels) -> Results:
+    with gr.Column(scale=9, min_width=320, elem_classes="card", elem_id="results"):
+        verdict = gr.HTML(start.verdict, elem_id="verdict")
+        with gr.Row(equal_height=False):
+            auto = _result_column("auto", "Auto: the photo and the restored one")
+            choice = _result_column("choice", "Yours: the photo and the restored one")
+        with gr.Column(visible=False, elem_id="below") as below:
+            hint = gr.HTML(elem_id="hint")
+            with gr.Row(elem_id="tools"):
+                divider = gr.Slider(
+                    0,
+                    100,
+                    50,
+                    step=1,
+                    label="Divider: restored on its right",
+                    info="Drag it in the picture, or move it here with the arrow keys.",
+                    elem_id="divider",
+                    scale=3,
+                    min_width=240,
+                    buttons=[],
+                )
+                report = gr.DownloadButton(
+                    "Report as JSON", size="sm", elem_id="report", scale=1, min_width=160
+                )
+            timing = gr.HTML(elem_id="timing")
+    return Results(verdict, auto, choice, below, hint, divider, report, timing)
+
+
+def _result_column(elem_id: str, label: str) -> ResultColumn:
+    with gr.Column(min_width=280, visible=False, elem_id=elem_id) as column:
+        title = gr.HTML()
+        slider = gr.ImageSlider(
+            format="png",
+            type="filepath",
+            interactive=False,
+            label=label,
+            show_label=False,
+            max_height=430,
+            buttons=["fullscreen"],
+            elem_id=f"{elem_id}-slider",
+        )
+        png = gr.DownloadButton("Download PNG", size="sm", elem_id=f"{elem_id}-png")
+        sentence = gr.HTML()
+    return ResultColumn(column, title, slider, sentence, png)
+
+
+def _explanations(start: panels.Panels) -> Explanations:
+    with gr.Column(scale=10, min_width=330, elem_classes="card"):
+        gr.HTML(panels.panel_title("what"))
+        chart = gr.Plot(
+            start.map, show_label=False, container=False, visible=start.map is not None, elem_id="map"
+        )
+        what = gr.HTML(start.what, elem_id="what")
+    with gr.Column(scale=7, min_width=280, elem_classes="card"):
+        gr.HTML(panels.panel_title("sure"))
+        sure = gr.HTML(start.sure, elem_id="sure")
+    with gr.Column(scale=12, min_width=330, elem_classes="card"):
+        gr.HTML(panels.panel_title("who"))
+        who = gr.HTML(start.who, js_on_load=CLICKS.replace("NAME", "expert"), elem_id="who")
+    return Explanations(chart, what, sure, who)
+
+
+# Events
+
+
+def _connect_model(
+    handlers: Handlers,
+    memory: gr.State,
+    sidebar: Sidebar,
+    card: PhotoCard,
+    results: Results,
+    explanations: Explanations,
+) -> None:
+    """A new photo, other tasks or another expert: run the model and redraw."""
+
+    def run(
+        photo: str | None,
+        tasks: list[str],
+        expert: str | None,
+        memory: Memory | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
+    ) -> Iterator[dict[Any, Any]]:
+        def tell(share: float) -> None:
+            progress(share, desc="Restoring")
+
+        for view in handlers.views(photo, tasks, expert or "", memory, tell):
+            if view.error is not None:
+                gr.Warning(words.sorry(view.error))
+            yield show(view)
+
+    def show(view: View) -> dict[Any, Any]:
+        drawn = panels.draw(handlers.model, view)
+        updates = {
+            memory: view.memory,
+            results.verdict: drawn.verdict,
+            results.below: gr.Column(visible=view.memory is not None),
+            results.hint: drawn.hint,
+            results.report: view.json or None,
+            results.timing: drawn.timing,
+            explanations.what: drawn.what,
+            explanations.sure: drawn.sure,
+            explanations.who: drawn.who,
+            **_result(results.choice, view.memory, view.choice, drawn.choice_title, drawn.choice_words),
+        }
+        if view.fresh:  # else auto's result and the map stand already
+            auto = view.memory.auto if view.memory else None
+            updates |= _result(results.auto, view.memory, auto, drawn.auto_title, "")
+            updates[explanations.map] = drawn.map
+        return updates
+
+    outputs = [
+        memory,
+        *(results.verdict, results.below, results.hint, results.report, results.timing),
+        *vars(results.auto).values(),
+        *vars(results.choice).values(),
+        *vars(explanations).values(),
+    ]
+    gr.on(
+        [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
+        run,
+        [card.photo, sidebar.tasks, sidebar.expert, memory],
+        outputs,
+        api_visibility="private",
+        trigger_mode="always_last",
+        concurrency_id=MODEL_QUEUE,
+        concurrency_limit=1,
+        show_progress="minimal",
+        show_progress_on=[results.verdict],
+    )
+
+
+def _result(
+    column: ResultColumn, memory: Memory | None, shown: Shown | None, title: str, sentence: str
+) -> dict[Any, Any]:
+    pair = (memory.before, shown.after) if memory and shown else None
+    return {
+        column.column: gr.Column(visible=pair is not None),
+        column.title: title,
+        column.slider: pair,
+        column.sentence: sentence,
+        column.png: shown.png if shown else None,
+    }
+
+
+def _connect_clicks(
+    handlers: Handlers,
+    examples: tuple[Example, ...],
+    sidebar: Sidebar,
+    card: PhotoCard,
+    results: Results,
+    explanations: Explanations,
+) -> None:
+    """What sets other components, without the model."""
+
+    @said
+    def choose_example(event: gr.SelectData) -> str:
+        return handlers.keep(pick(examples, event.value).path)
+
+    def choose_expert(event: gr.SelectData, expert: str | None) -> str:
+        return "" if event.value == expert else str(event.value)
+
+    def divide(at: float) -> tuple[Any, Any]:
+        return gr.ImageSlider(slider_position=at), gr.ImageSlider(slider_position=at)
+
+    def start_over() -> tuple[None, list[str], str, int]:
+        return None, [], "", 50
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    card.thumbnails.select(choose_example, None, card.photo, **quiet)
+    explanations.who.select(choose_expert, sidebar.expert, sidebar.expert, **quiet)
+    everything = [card.photo, sidebar.tasks, sidebar.expert, results.divider]
+    sidebar.reset.click(start_over, None, everything, **quiet)
+    sliders = [results.auto.slider, results.choice.slider]
+    results.divider.input(divide, results.divider, sliders, trigger_mode="always_last", **quiet)

@@ -1,0 +1,157 @@
+"""What each panel shows for a state of the page, as pure functions of the `View` and the model."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from unirestorer.demo import figures, words
+from unirestorer.demo.handlers import View
+from unirestorer.demo.tree_view import tree_html
+from unirestorer.pipeline import UniRestorer
+
+HEADER = """<header class="top"><svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">
+<path fill="none" stroke="currentColor" stroke-width="1.6"
+ d="M6 16 L16 8 L26 4 M16 8 L26 12 M6 16 L16 24 L26 20 M16 24 L26 28"/>
+<circle cx="6" cy="16" r="3.4" fill="#64748B"/><circle cx="16" cy="8" r="2.8" fill="#0072B2"/>
+<circle cx="16" cy="24" r="2.8" fill="#D55E00"/><circle cx="26" cy="4" r="2.2" fill="#56B4E9"/>
+<circle cx="26" cy="12" r="2.2" fill="#0072B2"/><circle cx="26" cy="20" r="2.2" fill="#E69F00"/>
+<circle cx="26" cy="28" r="2.2" fill="#009E73"/></svg>
+<div><h1>UniRestorer</h1><p>Restores a photo by first estimating what is wrong with it,
+then asking the expert whose granularity fits how sure that estimate is.</p></div></header>"""
+
+WELCOME = """<div class="welcome"><h2 class="title">Drop a photo, or pick an example</h2>
+<p class="sub">Rain, haze, noise, blur, snow, JPEG artefacts, too little light: you see it restored,
+and why it went to the expert that restored it.</p><ol>
+<li><span class="number">1</span><b>Estimate</b>What degraded the photo?
+It gets a place on a map of known degradations.</li>
+<li><span class="number">2</span><b>Doubt</b>How sure is that estimate?
+Less sure means a coarser, more forgiving expert.</li>
+<li><span class="number">3</span><b>Choose</b>A tree of experts, from one for everything to one for heavy rain
+alone: just one of them restores.</li></ol></div>"""
+SIDEBAR = """<h2 class="title">Instruction</h2>
+<p class="sub">Leave all empty and the router decides alone.</p>"""
+HINT = "Tick a task or force an expert in the Instruction panel to see a second result beside this one."
+
+NOTE = """A specialist restores best if the estimate is right and worst if it is wrong. The shakier the
+estimate, the more it pays to ask a coarser expert, whom a small mistake does not hurt."""
+
+TITLES = {
+    "what": (
+        "1",
+        "What is it?",
+        "Each mark is a training photo; near means degraded alike. The lines are the tree.",
+    ),
+    "sure": ("2", "How sure?", "How uncertain the estimate is, and which granularity that asks for."),
+    "who": ("3", "Who restores it?", "Click an expert to force it, click it again to let go."),
+}
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Everything the page shows for a view, apart from the photos themselves."""
+
+    verdict: str
+    auto_title: str
+    choice_title: str
+    choice_words: str
+    hint: str
+    map: go.Figure | None  # None: leave the map as it is
+    what: str
+    sure: str
+    who: str
+    timing: str
+
+
+def draw(model: UniRestorer, view: View) -> Panels:
+    """All panels. They explain the second result where there is one, else auto mode's."""
+    auto = view.memory.auto.report if view.memory else None
+    choice = view.choice.report if view.choice else None
+    report = choice or auto
+    return Panels(
+        verdict=_verdict(view, auto),
+        auto_title=_title("Auto", auto) if auto else "",
+        choice_title=_title("Forced" if view.expert else "Instruction", choice) if choice else "",
+        choice_words=_choice_words(view, choice) if choice else "",
+        hint=""
+        if choice or not auto
+        else f'<p class="hint">{"Restoring your choice …" if view.waiting else HINT}</p>',
+        map=draw_map(model, auto) if view.fresh else None,
+        what=_what(auto),
+        sure=_sure(model, auto),
+        who=_who(model, view, report, auto),
+        timing=_timing(view),
+    )
+
+
+def draw_map(model: UniRestorer, report: dict[str, Any] | None = None) -> go.Figure | None:
+    """The map with the photo's star, or nothing where the model has no map."""
+    return None if model.map is None else figures.map_figure(model.map, model.tree, report)
+
+
+def panel_title(key: str) -> str:
+    number, title, explanation = TITLES[key]
+    return (
+        f'<h2 class="title"><span class="number">{number}</span>{title}</h2><p class="sub">{explanation}</p>'
+    )
+
+
+def device_line(model: UniRestorer) -> str:
+    """Model and device in words, for the foot of the sidebar."""
+    count = len(model.tree.expert_names)
+    name = f"Model <b>{html.escape(model.name)}</b>: {count} experts. " if model.name else ""
+    return f'<p class="device">{name}{words.device(model.device.type)}</p>'
+
+
+def _verdict(view: View, auto: dict[str, Any] | None) -> str:
+    if view.error is not None:
+        return f'<div class="verdict bad"><p class="lead">{words.sorry(view.error)}</p></div>'
+    if auto is None:
+        return WELCOME
+    return (
+        f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(auto))}</p>'
+        f"<p>{html.escape(words.took_over(auto))}</p></div>"
+    )
+
+
+def _title(mode: str, report: dict[str, Any]) -> str:
+    name = html.escape(report["expert_name"])
+    return f'<h3 class="mode"><span class="chip">{mode}</span>restored by <b>{name}</b></h3>'
+
+
+def _choice_words(view: View, choice: dict[str, Any]) -> str:
+    return f'<p class="sub">{html.escape(words.choice_sentence(choice, view.tasks, view.expert))}</p>'
+
+
+def _what(auto: dict[str, Any] | None) -> str:
+    if auto is None:
+        return '<p class="sub">Your photo will appear here as a star, joined to its nearest neighbours.</p>'
+    return f'<p class="say">{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
+
+
+def _sure(model: UniRestorer, auto: dict[str, Any] | None) -> str:
+    parts = [f'<p class="say">{html.escape(words.sure(auto))}.</p>' if auto else ""]
+    if model.map is not None:
+        parts.append(figures.histogram(model.map.gran_reference, auto))
+    parts.append('<p class="label">Granularity of the expert</p>')
+    parts.append(figures.level_bars(model.tree, auto))
+    parts.append(f'<p class="sub sure-note">{NOTE}</p>')
+    return "".join(parts)
+
+
+def _who(model: UniRestorer, view: View, report: dict[str, Any] | None, auto: dict[str, Any] | None) -> str:
+    tasks = view.tasks if view.choice else ()
+    return tree_html(model.tree, report, tasks, auto["expert"] if auto else "")
+
+
+def _timing(view: View) -> str:
+    if view.memory is None:
+        return ""
+    lines = [f"Auto: {words.timing(view.memory.auto.report['seconds'])}"]
+    if view.choice:
+        lines.append(f"Yours: {words.timing(view.choice.report['seconds'])}")
+    width, height = view.memory.size
+    return f'<p class="timing">{width} × {height} px. {"<br>".join(lines)}</p>'

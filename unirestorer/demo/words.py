@@ -1,0 +1,211 @@
+"""Every sentence of the page, as pure functions of a report (`unirestorer.report.describe`)."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from unirestorer.degradation.recipe import CLEAN_CAPTION
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Task
+
+TASK_WORDS: dict[Task, str] = {
+    Task.DERAIN: "rain",
+    Task.DEHAZE: "haze",
+    Task.DENOISE: "noise",
+    Task.DEBLUR: "blur",
+    Task.LOWLIGHT: "low light",
+    Task.DESNOW: "snow",
+    Task.DEJPEG: "JPEG artefacts",
+}
+STAGE_WORDS = {
+    "decode": "read the photo",
+    "estimate": "estimate",
+    "route": "route",
+    "load": "load the expert",
+    "restore": "restore",
+}
+SPREAD_LIMIT = 0.12  # of the map's width: beyond it the neighbours lie apart
+NBSP = "\u00a0"
+
+
+def percent(share: float) -> str:
+    """A share (0 to 1) in whole percent; never "0 %" for the possible nor "100 %" for the uncertain."""
+    if 0 < share < 0.005:
+        return f"under 1{NBSP}%"
+    if 0.995 <= share < 1:
+        return f"over 99{NBSP}%"
+    return f"{100 * share:.0f}{NBSP}%"
+
+
+def short_percent(share: float) -> str:
+    """The same where room is scarce: "<1 %"."""
+    return percent(share).replace("under ", "<").replace("over ", ">")
+
+
+def listed(words: Iterable[str]) -> str:
+    """ "rain", "rain and haze", "rain, haze and noise"."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def task_list(tasks: Iterable[Task]) -> str:
+    """Tasks in plain words, in the order of `Task`."""
+    named = set(tasks)
+    return listed(TASK_WORDS[task] for task in Task if task in named)
+
+
+def plain(name: str) -> str:
+    """A node's name as it is said: "rain, heavy" -> "heavy rain"; the number of a namesake is left out."""
+    noun, _, degree = re.sub(r" \d+$", "", name).partition(", ")
+    return f"{degree} {noun}" if degree else noun
+
+
+def level_word(level: int, levels: int) -> str:
+    """The granularity's name: ALL, TYPE and DEGREE in a tree of three levels."""
+    if levels == 3:
+        return ("ALL", "TYPE", "DEGREE")[level]
+    if level == 0 and levels > 1:
+        return "ALL"
+    return f"LEVEL{NBSP}{level}"
+
+
+def expert_label(tree: DegradationTree, expert: int) -> str:
+    """An expert in words with its granularity: "DEGREE: rain, heavy"."""
+    return f"{level_word(tree.level_of(expert)[0], tree.levels)}: {tree.words(expert)}"
+
+
+def role(level: int, levels: int) -> str:
+    """What kind of expert works at a level."""
+    if levels == 1:
+        return "an expert"
+    if level == 0:
+        return "the expert for everything"
+    return "a specialist" if level == levels - 1 else "a middle expert"
+
+
+# What is it?
+
+
+def looks_clean(report: dict[str, Any]) -> bool:
+    """Whether the photo's nearest caption is that of an undegraded one."""
+    return bool(report["captions"]) and report["captions"][0]["text"] == CLEAN_CAPTION
+
+
+def looks_like(report: dict[str, Any]) -> str:
+    """The degradation in one sentence, as surely as the probabilities allow."""
+    if looks_clean(report):
+        return "This photo looks clean, so expect little change."
+    return f"{_guess(report)}."
+
+
+def _guess(report: dict[str, Any]) -> str:
+    leaf = report["leaves"][report["leaf"]]
+    if leaf["probability"] >= 0.5:
+        return f"Looks like {plain(leaf['name'])} ({percent(leaf['probability'])})"
+    ranked = sorted(report["tasks"].items(), key=lambda item: -item[1])
+    (first, p), (second, q) = ranked[:2]
+    if p >= 0.5:
+        return f"Looks like {TASK_WORDS[Task(first)]} ({percent(p)}), how much of it is unclear"
+    return (
+        f"Hard to tell: {TASK_WORDS[Task(first)]} ({percent(p)}) or {TASK_WORDS[Task(second)]} ({percent(q)})"
+    )
+
+
+def familiar(report: dict[str, Any]) -> str:
+    """How far the photo lies from the known degradations, and whether its place on the map can be trusted."""
+    if "distance_percentile" not in report:
+        return "This model has no map, so how familiar the photo is cannot be said."
+    p = report["distance_percentile"]
+    verdict = (
+        "familiar ground"
+        if p <= 75
+        else "a little unusual"
+        if p <= 95
+        else "unfamiliar ground, so doubt the route"
+    )
+    sentence = f"Farther from known degradations than {percent(p / 100)} of training photos: {verdict}."
+    if report["map"]["spread"] > SPREAD_LIMIT:
+        sentence += " Its nearest neighbours lie apart, so the star’s place is a compromise."
+    return sentence
+
+
+# How sure?
+
+
+def sure(report: dict[str, Any]) -> str:
+    """The uncertainty of the estimate against that of training photos."""
+    if "e_gran_percentile" not in report:
+        return "This model has no training statistics, so the uncertainty cannot be compared"
+    p = report["e_gran_percentile"]
+    if p >= 50:
+        return f"The estimate is shakier than {percent(p / 100)} of training photos"
+    return f"The estimate is steadier than {percent(1 - p / 100)} of training photos"
+
+
+# Who restores it?
+
+
+def took_over(report: dict[str, Any]) -> str:
+    """Uncertainty and the router's choice in one sentence."""
+    levels = len(report["levels"])
+    level = report["level"]
+    chosen = report["levels"][level]
+    link = ", and"
+    if "e_gran_percentile" in report and levels > 1:
+        shaky = report["e_gran_percentile"] >= 50
+        link = ", so" if shaky == (level < levels - 1) else ", yet"
+    return f"{sure(report)}{link} {role(level, levels)} took over: {plain(chosen['name'])}."
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Auto mode in two sentences."""
+    return f"{looks_like(report)} {took_over(report)}"
+
+
+def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) -> str:
+    """What an instruction (`tasks`) or a forced `expert` changed."""
+    named = list(tasks)
+    chosen = plain(report["expert_name"])
+    router = plain(report["levels"][report["level"]]["name"])
+    if expert:
+        same = chosen == router and not report["forced"]
+        alone = f"With {task_list(named)} named" if named else "Left alone"
+        return f"You forced the expert for {chosen}. {alone}, the router would choose " + (
+            "the same." if same else f"{router}."
+        )
+    guess = _guess(report)
+    role_words = role(report["level"], len(report["levels"]))
+    return (
+        f"Only {task_list(named)} kept, all other branches pruned. {guess}; {role_words} took over: {chosen}."
+    )
+
+
+# Around
+
+
+def device(kind: str) -> str:
+    """The device in words."""
+    where = "a graphics card (GPU)" if kind == "cuda" else "the server’s processor (CPU)"
+    return f"Runs on {where} in single precision."
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f}{NBSP}s" if seconds >= 1 else f"{1000 * seconds:.0f}{NBSP}ms"
+
+
+def timing(seconds: dict[str, float]) -> str:
+    """Seconds per stage: "read the photo 4 ms · estimate 80 ms · …"."""
+    return " · ".join(
+        f"{STAGE_WORDS.get(stage, stage)} {duration(value)}" for stage, value in seconds.items()
+    )
+
+
+def sorry(error: ValueError) -> str:
+    """A user's mistake as one sentence that is safe as HTML."""
+    text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")
+    if text.startswith("image: "):
+        text = f"this photo cannot be used: {text.removeprefix('image: ')}"
+    return html.escape(f"{text[:1].upper()}{text[1:]}.")

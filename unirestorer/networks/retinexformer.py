@@ -1,0 +1,163 @@
+"""RetinexFormer: a transformer guided by an estimate of the illumination.
+
+Cai et al., "Retinexformer: One-stage Retinex-based Transformer for Low-light Image Enhancement", ICCV 2023.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unirestorer.config import NetworkConfig
+from unirestorer.networks.nafnet import LayerNorm2d, pad_to_multiple
+
+
+class IlluminationEstimator(nn.Module):
+    """Estimator E (section 3.1): image (B,3,H,W) -> light-up map (B,3,H,W), illumination feature (B,C,H,W).
+
+    Besides the image it sees the illumination prior, the mean of the three colours.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(4, channels, 1)
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=4)
+        self.to_map = nn.Conv2d(channels, 3, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        prior = image.mean(1, keepdim=True)                 # L_p
+        feature = self.depthwise(self.fuse(torch.cat([image, prior], dim=1)))
+        return self.to_map(feature), feature
+
+
+class IlluminationAttention(nn.Module):
+    """Illumination-guided self-attention, IG-MSA (section 3.2): x and light (B,C,H,W) -> (B,C,H,W).
+
+    Channels attend to channels over the whole map; the values are multiplied by the illumination feature.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.rescale = nn.Parameter(torch.ones(heads, 1, 1))        # alpha
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.position = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        )
+
+    def forward(self, x: Tensor, light: Tensor) -> Tensor:
+        per_head = (x.shape[0], self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3])
+        query, key, value = self.qkv(x).chunk(3, dim=1)
+        q = F.normalize(query.reshape(per_head), dim=-1)            # (B, heads, C/heads, H*W)
+        k = F.normalize(key.reshape(per_head), dim=-1)
+        v = (value * light).reshape(per_head)
+        weights = (k @ q.transpose(-2, -1) * self.rescale).softmax(-1)
+        return self.project((weights.to(v.dtype) @ v).reshape(x.shape)) + self.position(value)
+
+
+class IlluminationBlock(nn.Module):
+    """Illumination-guided attention block, IGAB (Fig. 2): x and light (B,C,H,W) -> (B,C,H,W)."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attention = IlluminationAttention(channels, heads)
+        self.norm = LayerNorm2d(channels, eps=1e-5)
+        self.feed_forward = nn.Sequential(
+            nn.Conv2d(channels, 4 * channels, 1, bias=False),
+            nn.GELU(),
+            nn.Conv2d(4 * channels, 4 * channels, 3, padding=1, groups=4 * channels, bias=False),
+            nn.GELU(),
+            nn.Conv2d(4 * channels, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor, light: Tensor) -> Tensor:
+        x = x + self.attention(x, light)
+        return x + self.feed_forward(self.norm(x))
+
+
+class IlluminationBlocks(nn.ModuleList):
+    """`count` blocks, one after the other, under the same light: x and light (B,C,H,W) -> (B,C,H,W)."""
+
+    def __init__(self, channels: int, heads: int, count: int) -> None:
+        super().__init__(IlluminationBlock(channels, heads) for _ in range(count))
+
+    def forward(self, x: Tensor, light: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, light)
+        return x
+
+
+class Stage(nn.Module):
+    """One estimator and one restorer R (section 3): image (B,3,H,W) -> enhanced (B,3,H,W).
+
+    The image is first lit up, image * map + image; a U-shape of attention blocks then repairs what that
+    corrupted. Its last convolution starts at zero, so an untrained stage only lights up.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width, depth = config.width, len(config.encoder)
+
+        def blocks(count: int, level: int) -> IlluminationBlocks:
+            return IlluminationBlocks(width * 2**level, config.heads[level], count)
+
+        def downs() -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 4, stride=2, padding=1, bias=False)
+                for i in range(depth)
+            )
+
+        self.estimator = IlluminationEstimator(width)
+        self.embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(config.encoder))
+        self.down, self.down_light = downs(), downs()
+        self.middle = blocks(config.middle, depth)
+        levels = range(depth - 1, -1, -1)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(width * 2 ** (i + 1), width * 2**i, 2, stride=2) for i in levels
+        )
+        self.fuse = nn.ModuleList(
+            nn.Conv2d(width * 2 ** (i + 1), width * 2**i, 1, bias=False) for i in levels
+        )
+        self.decoder = nn.ModuleList(blocks(n, i) for i, n in zip(levels, config.decoder, strict=True))
+        self.ending = nn.Conv2d(width, 3, 3, padding=1, bias=False)
+        nn.init.zeros_(self.ending.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        light_map, light = self.estimator(image)
+        lit = image.float() * light_map.float() + image.float()     # I_lu
+        x = self.embed(lit.to(image.dtype))
+        skips = []
+        for encoder, down, down_light in zip(self.encoder, self.down, self.down_light, strict=True):
+            x = encoder(x, light)
+            skips.append((x, light))
+            x, light = down(x), down_light(light)
+        x = self.middle(x, light)
+        for up, fuse, decoder in zip(self.up, self.fuse, self.decoder, strict=True):
+            skip, light = skips.pop()
+            x = decoder(fuse(torch.cat([up(x), skip], dim=1)), light)
+        return lit + self.ending(x).float()
+
+
+class RetinexFormer(nn.Module):
+    """x (B,3,H,W) in [0,1] -> enhanced (B,3,H,W), single precision, not clamped; any H, W >= 1 (Fig. 2).
+
+    The attention is over the whole map, so a tiled run differs from a whole one and no halo is exact:
+    `halo_px` is a fixed choice.
+    """
+
+    halo_px = 64
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.multiple = 2 ** len(config.encoder)            # pixels
+        self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        image = pad_to_multiple(x, self.multiple)
+        for stage in self.stages:
+            image = stage(image.to(x.dtype))
+        return image[..., :height, :width].float()

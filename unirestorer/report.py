@@ -1,0 +1,63 @@
+"""What the pipeline decided about a photo, as plain data: the page's panels, `--report` and the API show
+nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unirestorer.pipeline import UniRestorer
+from unirestorer.types import Restoration
+
+
+def describe(model: UniRestorer, result: Restoration, index: int = 0) -> dict[str, Any]:
+    """JSON data about photo `index` of a restoration.
+
+    Probabilities are 0 to 1, percentiles 0 to 100, times seconds.
+    """
+    tree, route, estimate = model.tree, result.route, result.estimate
+    leaf, level, expert = int(route.leaf[index]), int(route.level[index]), int(route.expert[index])
+    leaf_probs, level_probs = route.leaf_probs[index].cpu(), route.level_probs[index].cpu()
+    path = tree.expert_table[leaf].tolist()
+    e = estimate.e[index]
+    caption_probs = model.extractor.caption_probs(e[None])[0].cpu()
+    nearest = caption_probs.topk(min(3, len(caption_probs)))
+    log_e_gran = float(estimate.log_e_gran[index].mean())
+    data: dict[str, Any] = {
+        "tasks": {task.value: prob for task, prob in tree.leaf_task_probs(leaf_probs).items()},
+        "captions": [
+            {"text": model.extractor.captions[i], "probability": p}
+            for p, i in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)
+        ],
+        "leaves": [
+            {"expert": tree.expert_names[tree.offsets[-1] + i], "name": tree.names[-1][i], "probability": p}
+            for i, p in enumerate(leaf_probs.tolist())
+        ],
+        "levels": [
+            {"level": i, "expert": tree.expert_names[path[i]], "name": tree.words(path[i]), "probability": p}
+            for i, p in enumerate(level_probs.tolist())
+        ],
+        "leaf": leaf,
+        "level": level,
+        "expert": tree.expert_names[expert],
+        "expert_name": tree.words(expert),
+        "forced": expert != path[level],
+        "log_e_gran": log_e_gran,
+        "seconds": dict(result.seconds),
+        "device": model.device.type,
+        "checkpoint": model.name,
+    }
+    if model.map is not None:
+        place = model.map.place(e.cpu().numpy())
+        data |= {
+            "e_gran_percentile": model.map.gran_percentile(log_e_gran),
+            "distance": place.distance,
+            "distance_percentile": place.distance_percentile,
+            "map": {
+                "x": place.xy[0],
+                "y": place.xy[1],
+                "spread": place.spread,
+                "neighbors": list(place.neighbors),
+            },
+        }
+    return data

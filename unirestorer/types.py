@@ -1,0 +1,56 @@
+"""The nouns of the method, shared by every module. No logic lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `--help` should not have to wait for torch
+    from torch import Tensor
+
+
+class Task(StrEnum):
+    """The seven restoration tasks, in the order that every table and figure uses."""
+
+    DERAIN = "derain"
+    DEHAZE = "dehaze"
+    DENOISE = "denoise"
+    DEBLUR = "deblur"
+    LOWLIGHT = "lowlight"
+    DESNOW = "desnow"
+    DEJPEG = "dejpeg"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of a batch's degradation (Eq. 3 and 7).
+
+    `e` is the degradation representation (DR), of unit length; `e_deg` estimates the centre of the DR's leaf
+    and `log_e_gran` is the log-variance of that estimate, both in the standardised space of the training DRs.
+    """
+
+    e: Tensor  # (B, D)
+    e_deg: Tensor  # (B, D)
+    log_e_gran: Tensor  # (B, D)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a batch goes (Eq. 6). Probabilities sum to 1 per row; pruned leaves have exactly 0."""
+
+    leaf_probs: Tensor  # (B, leaves)
+    level_probs: Tensor  # (B, levels)
+    leaf: Tensor  # (B,) index of the likeliest leaf
+    level: Tensor  # (B,) index of the chosen level, 0 = ALL
+    expert: Tensor  # (B,) index into the tree's list of experts
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A restored batch and the reasons for it. `seconds` maps a stage's name to its duration."""
+
+    image: Tensor  # (B, 3, H, W) in [0, 1]
+    estimate: Estimate
+    route: Route
+    seconds: dict[str, float]
