@@ -136,9 +136,10 @@ class Visit:
 
         found = Axe().run(self.page).response["violations"]
         return [
-            f"{finding['id']}: {finding['nodes'][0]['html'][:200]} ({len(finding['nodes'])})"
+            f"{finding['id']}: {node['html'][:200]}: {node['failureSummary'][:300]}"
             for finding in found
             if finding["impact"] in SERIOUS
+            for node in finding["nodes"]
         ]
 
 
