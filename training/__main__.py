@@ -51,6 +51,7 @@ class Run:
     compile: bool
     workers: int
     shard: tuple[int, int] = (1, 1)
+    init: Checkpoint | None = None          # a finished model to start the extractor and the experts from
 
     def photos(self, part: str) -> Photos:
         return find_photos(self.data, part)
@@ -88,6 +89,10 @@ class Run:
     def leaf_file(self) -> Path:
         return self.work / "leaf.npy"
 
+    def origin(self, name: str) -> dict[str, Any]:
+        """What a stage records of the part of `init` that it started from."""
+        return {"init_sha256": self.init.config["files"][name]} if self.init and self.init.has(name) else {}
+
     def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What a stage records of itself."""
         return {
@@ -105,8 +110,9 @@ def extractor_stage(run: Run) -> None:
     """D by contrast, and its accuracy on held-out photos, in and out of the trained range."""
     config = run.config.extractor
     extractor = train_extractor(
-        run.corpus, config, run.work, run.config.seed, run.device, compile=run.compile
-    )
+        run.corpus, config, run.work, run.config.seed, run.device, compile=run.compile,
+        init=run.init.extractor() if run.init else None,
+    )  # fmt: skip
     accuracy = {}
     for band in ("in", "out"):
         corpus = run.held_out(band)
@@ -116,7 +122,8 @@ def extractor_stage(run: Run) -> None:
             f"type {found['type_accuracy']:.1%}, degree {found['degree_accuracy_within_type']:.1%}"
         )
         accuracy[band] = found
-    checkpoint.add_extractor(run.out, extractor.cpu(), run.about(minutes=config.minutes, held_out=accuracy))
+    about = run.about(minutes=config.minutes, held_out=accuracy, **run.origin("extractor.safetensors"))
+    checkpoint.add_extractor(run.out, extractor.cpu(), about)
     checkpoint.add_to_config(run.out, preset=run.config.preset, setting=run.config.tree.setting)
 
 
@@ -154,7 +161,11 @@ def tree_nodes(run: Run) -> list[Node]:
 
 
 def experts_stage(run: Run) -> None:
-    """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done."""
+    """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done.
+
+    With --init all but the leaves start from that model's expert of the same name: the leaves belong to the
+    tree, which is new.
+    """
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
@@ -162,15 +173,22 @@ def experts_stage(run: Run) -> None:
     done: dict[str, Any] = {}
     own = (run.shard[0] - 1, run.shard[1])
     for place, node in enumerate(nodes):
-        if node.level == len(run.config.tree.levels) - 1 and place % own[1] != own[0]:
+        is_leaf = node.level == len(run.config.tree.levels) - 1
+        if is_leaf and place % own[1] != own[0]:
             continue  # leaves are shared between shards
-        shape, weights, progress = trainer.train(node, done.get(node.parent))
+        file = f"experts/{node.name}.safetensors"
+        again = run.init is not None and not is_leaf and run.init.has(file)
+        start = done.get(node.parent)
+        if run.init and again:
+            start = (run.init.shape(node.name), run.init.expert(node.name).state_dict())
+        shape, weights, progress = trainer.train(node, start)
         done[node.name] = (shape, weights)
         network, _, _ = trainer.network(shape)
         record = {
             "steps": progress.step,
             "minutes": round(progress.seconds / 60, 2),
             "samples": len(node.rows),
+            **(run.origin(file) if again else {}),
         }
         checkpoint.add_expert(run.out, node.name, shape, network, record)
     checkpoint.add_to_config(run.out, training={"experts": run.about(settings=to_dict(run.config.experts))})
@@ -264,6 +282,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         one.add_argument(
             "--shard", default="1/1", metavar="i/n", help="experts: train the i-th of n shares of the leaves"
         )
+        one.add_argument(
+            "--init", metavar="CHECKPOINT", help="extractor and experts: go on from this finished model"
+        )
         one.add_argument("--device", default="auto", help="auto, cpu or cuda")
         one.add_argument("--workers", type=int, default=2, help="processes that render photos")
         one.add_argument(
@@ -293,10 +314,11 @@ def make_run(arguments: argparse.Namespace) -> Run:
     index, sign, count = arguments.shard.partition("/")
     if not (sign and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise ValueError(f"--shard {arguments.shard!r}: expected i/n with 1 <= i <= n, for example 1/3")
+    init = Checkpoint(checkpoint.find_checkpoint(arguments.init)) if arguments.init else None
     compile_ = not arguments.no_compile and config.preset != "tiny"
     return Run(
         config, data, arguments.out, work, choose_device(arguments.device), compile_, arguments.workers,
-        (int(index), int(count)),
+        (int(index), int(count)), init,
     )  # fmt: skip
 
 

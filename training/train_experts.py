@@ -100,10 +100,10 @@ class Trainer:
         return self.ready[shape]
 
     def train(
-        self, node: Node, parent: tuple[NetworkConfig, dict[str, Tensor]] | None, *, quiet: bool = False
+        self, node: Node, origin: tuple[NetworkConfig, dict[str, Tensor]] | None, *, quiet: bool = False
     ) -> tuple[NetworkConfig, dict[str, Tensor], Progress]:
-        """Train `node` from its parent's (shape, weights) where the shapes agree; returns shape, weights and
-        progress.
+        """Train `node` from `origin`, its parent's or an earlier model's (shape, weights), where the shapes
+        agree; returns shape, weights and progress.
 
         Raises ValueError when the node has no rows.
         """
@@ -111,8 +111,8 @@ class Trainer:
             raise ValueError(f"expert {node.name} has no training samples: lower tree.levels or add photos")
         config, shape = self.config, network_for(node, self.config)
         module, forward, start = self.network(shape)
-        warm = parent is not None and parent[0] == shape
-        module.load_state_dict(parent[1] if parent and warm else start)
+        warm = origin is not None and origin[0] == shape
+        module.load_state_dict(origin[1] if origin and warm else start)
         depth = node.level if warm or node.level == 0 else 0
         budget = Budget(
             config.steps[node.level], config.minutes[node.level], config.lr[depth], ema=config.ema

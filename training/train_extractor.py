@@ -25,6 +25,7 @@ from unirestorer.extractor import ClipTower, Extractor, ResNetTower
 
 TEXT_TOWER = open_clip.CLIPTextCfg(context_length=32, width=128, heads=4, layers=2)
 LARGEST_SCALE = 100.0
+ADOPTION_STEPS = 200
 CAPTIONS_AT_ONCE = 64                       # with more distinct captions, a batch is contrasted with its own
 
 
@@ -101,16 +102,57 @@ def balanced_rows(corpus: Corpus) -> list[np.ndarray]:
     return [np.array(rows) for _, rows in sorted(groups.items())]
 
 
+def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> float:
+    """Start `model` where the finished extractor `old` stood; returns how well the captions fit, 1 = exactly.
+
+    Its tower is copied. Its text tower was not kept, so the new one first learns the kept features of the
+    captions (C) that both know. Raises ValueError when the shapes or all captions differ.
+    """
+    try:
+        model.image.load_state_dict(old.tower.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            "--init: its extractor has another shape; leave --init out or use its preset"
+        ) from None
+    known = [i for i, text in enumerate(captions) if text in old.captions]
+    if not known:
+        raise ValueError("--init: its extractor knows none of the captions; leave --init out")
+    wanted = old.caption_features[[old.captions.index(captions[i]) for i in known]].to(tokens.device)
+    model.text.logit_scale.data.fill_(float(old.logit_scale.log()))
+    optimizer = torch.optim.Adam([p for p in model.text.parameters() if p.requires_grad], lr=1e-3)
+    fit = 0.0
+    for _ in range(ADOPTION_STEPS):
+        similarity = (model.text_features(tokens[known]) * wanted).sum(1).mean()
+        optimizer.zero_grad()
+        (1 - similarity).backward()
+        optimizer.step()
+        fit = float(similarity)
+    return fit
+
+
 def train_extractor(
-    corpus: Corpus, config: ExtractorConfig, work: Path, seed: int, device: torch.device, *, compile: bool
+    corpus: Corpus,
+    config: ExtractorConfig,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    *,
+    compile: bool,
+    init: Extractor | None = None,
 ) -> Extractor:
-    """Train on the corpus' windows within the budget and return the extractor with its captions' features."""
+    """Train on the corpus' windows within the budget and return the extractor with its captions' features.
+
+    Starts from `init` where one is given, unless `work` holds a begun training.
+    """
     torch.manual_seed(seed)
     captions = tuple(sorted(set(corpus.captions), key=lambda text: (text != CLEAN_CAPTION, text)))
     index = {text: i for i, text in enumerate(captions)}
     label = np.array([index[text] for text in corpus.captions])
     model = Contrast(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     tokens = open_clip.SimpleTokenizer(context_length=model.context)(list(captions)).to(device)
+    state = work / "extractor.state.safetensors"
+    if init is not None and not state.is_file():
+        adopt(model, init, captions, tokens)
     groups = balanced_rows(corpus)
     image = torch.compile(model.image) if compile else model.image
 
@@ -130,7 +172,7 @@ def train_extractor(
 
     writer = SummaryWriter(str(work / "tensorboard"))
     budget = Budget(config.steps, config.minutes, config.lr, config.weight_decay, warmup=0.05)
-    train("extractor", model, loss_at, budget, work / "extractor.state.safetensors", writer)
+    train("extractor", model, loss_at, budget, state, writer)
     writer.close()
     extractor = Extractor(replace(config, pretrained=""), captions, model.image)
     with torch.no_grad():

@@ -146,11 +146,14 @@ class Checkpoint:
 
     def expert(self, name: str) -> nn.Module:
         """The network of expert "level-index" with its weights, in evaluation mode."""
+        return self._filled(build_network(self.shape(name)), f"experts/{name}.safetensors")
+
+    def shape(self, name: str) -> NetworkConfig:
+        """The shape of expert "level-index"."""
         shapes = self._section("experts")
         if name not in shapes:
             raise ValueError(f"{self.folder} has no expert {name}: it has {', '.join(shapes) or 'none'}")
-        network = build_network(from_dict(NetworkConfig, shapes[name], f"experts.{name}"))
-        return self._filled(network, f"experts/{name}.safetensors")
+        return from_dict(NetworkConfig, shapes[name], f"experts.{name}")
 
     def map(self) -> DegradationMap:
         """The map of training DRs."""

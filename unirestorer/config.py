@@ -89,7 +89,7 @@ class CorpusConfig:
     window_px: int = 256  # side of a stored window
     recipes: int = 240  # recipes per task (single), recipes / 7 in all times 7 (mixed)
     photos_per_recipe: int = 10  # windows, each of another photo, per recipe
-    clean: int = 800  # undegraded windows
+    clean: int = 2000  # undegraded windows
     band: str = "in"  # strengths: "in" = the trained range | "out" = the held-out band
 
 
@@ -106,7 +106,7 @@ class ExpertsConfig:
     batch: int = 8
     patch_px: int = 64
     lr: tuple[float, ...] = (1e-3, 5e-4, 3e-4)
-    clean_share: float = 0.06  # share of undegraded patches in every batch
+    clean_share: float = 0.12  # share of undegraded patches in every batch
     ema: float = 0.999  # decay of the moving average of the weights
 
 
