@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from training.__main__ import main
+from training.compare_shapes import SHAPES
+from training.tables import shapes
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
@@ -84,6 +86,41 @@ def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: 
         torch.testing.assert_close(value, weights[1][key], atol=2e-3, rtol=1e-2)
 
 
+def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
+    """--init: with almost no training the extractor, ALL and the types are the old model's, the leaves are
+    not."""
+    out = tmp_path / "on"
+    words = ["--preset", "tiny", "--workers", "1", "--device", "cpu", "--work", str(trained / "work" / "on")]
+    settings = ["extractor.steps=1", "extractor.lr=1e-9", "experts.steps=1,1,1", "experts.lr=1e-9,1e-9,1e-9"]
+    words += ["--out", str(out), "--init", str(trained), *(w for s in settings for w in ("--set", s))]
+    for stage in ("extractor", "tree", "experts"):
+        assert main([stage, *words]) == 0
+    old, new = Checkpoint(trained), Checkpoint(out)
+    for name in ("extractor.safetensors", "experts/0-0.safetensors", "experts/1-3.safetensors"):
+        before, after = (load_file(model.folder / name) for model in (old, new))
+        for key, value in before.items():
+            if key != "caption_features":
+                torch.testing.assert_close(after[key].float(), value.float(), atol=1e-3, rtol=1e-2)
+    parent, leaf = (load_file(out / f"experts/{name}.safetensors") for name in ("1-0", "2-0"))
+    torch.testing.assert_close(leaf["intro.weight"], parent["intro.weight"], atol=1e-3, rtol=1e-2)
+    fit = (old.extractor().caption_features * new.extractor().caption_features).sum(1)
+    assert fit.min() > 0.95, "the new text tower learned the old captions' features"
+    training = new.config["training"]
+    assert training["extractor"]["init_sha256"] == old.config["files"]["extractor.safetensors"]
+    assert "init_sha256" in training["experts"]["1-0"] and "init_sha256" not in training["experts"]["2-0"]
+
+
+def test_shapes_are_compared_per_task(tmp_path: Path) -> None:
+    words = ["shapes", "--preset", "tiny", "--out", str(tmp_path), "--workers", "1", "--device", "cpu"]
+    assert main([*words, "--set", "experts.steps=1,1,1"]) == 0
+    measured = json.loads((tmp_path / "metrics.json").read_text())["shapes"]
+    rows = {(row["shape"], row["task"]): row for row in measured["rows"]}
+    assert set(rows) == {(shape, task.value) for shape in SHAPES for task in Task}
+    assert all(abs(row["psnr"] - row["input"]) < 3 and row["steps"] == 1 for row in rows.values())
+    table = shapes(measured)
+    assert len(table) == 2 + 2 + len(SHAPES) + 1 and "retinexformer" in "".join(table)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -95,6 +132,7 @@ def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: 
         (["all", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.batch=many"], "expected int"),
         (["experts", "--preset", "tiny", "--out", "{tmp}/o", "--shard", "3/2"], "--shard"),
         (["tree", "--preset", "tiny", "--out", "{tmp}/o"], "no checkpoint"),
+        (["all", "--preset", "tiny", "--out", "{tmp}/o", "--init", "{tmp}/x"], "no checkpoint"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -18,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from training import evaluate
+from training.compare_shapes import compare
 from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
 from training.fit_map import fit_map
@@ -32,10 +33,14 @@ from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
 from unirestorer.types import Task
 
-EXAMPLES = """examples: python -m training all --preset tiny --out out/tiny                       every stage
-on drawn photos, in two minutes python -m training all --data PHOTOS --out checkpoints/single             the
-shipped model python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
-python -m training evaluate --checkpoint single --data VAL --limit 8 """
+EXAMPLES = """examples:
+  python -m training all --preset tiny --out out/tiny            every stage on drawn photos, in two minutes
+  python -m training all --data PHOTOS --out out/single          the shipped model
+  python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
+  python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
+  python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
+  python -m training evaluate --checkpoint single --data VALIDATION --limit 8
+"""
 HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}     # size of the corpus of held-out photos
 
 
@@ -251,6 +256,23 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
+def shapes_stage(run: Run) -> None:
+    """Compare network shapes per task at equal wall time (ALL's budget); figures go to metrics.json."""
+    rows = compare(
+        run.corpus, run.held_out("in"), run.config.experts, run.work, run.config.seed, run.device,
+        compile=run.compile,
+    )  # fmt: skip
+    found = []
+    for row in rows:
+        found.append(row)
+        gain = row["psnr"] - row["input"]
+        say(f"{row['shape']}, {row['task']}: {gain:+.2f} dB after {row['steps']} steps")
+        evaluate.store(run.out / "metrics.json", "shapes", {"about": run.about(), "rows": found})
+
+
+VERBS = {**STAGES, "shapes": shapes_stage}
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -263,8 +285,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("all", *STAGES):
-        text = "all stages, in order" if verb == "all" else (STAGES[verb].__doc__ or "").strip()
+    for verb in ("all", *VERBS):
+        text = "all stages, in order" if verb == "all" else (VERBS[verb].__doc__ or "").strip()
         one = verbs.add_parser(verb, help=text, description=text, epilog=EXAMPLES,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.add_argument("--preset", default="small", help="tiny, small or paper")
@@ -332,9 +354,8 @@ def main(words: list[str] | None = None) -> int:
         run.work.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(run.config), indent=1)
         atomic_write(run.work / "settings.json", lambda file: file.write(text.encode()))
-        for name, stage in STAGES.items():
-            if arguments.verb in (name, "all"):
-                stage(run)
+        for stage in STAGES.values() if arguments.verb == "all" else [VERBS[arguments.verb]]:
+            stage(run)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from here")
         return 130

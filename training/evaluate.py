@@ -295,10 +295,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merge(path: Path, result: dict[str, Any]) -> None:
-    data = _read(path)
     order = [case.id for case in cases()]
     found = {id_: result["cases"][id_] for id_ in order if id_ in result["cases"]}
-    data[KEY] = {"runs": result["runs"], "cases": found}  # what was skipped names folders of this machine
+    # What was skipped is left out: it names folders of this machine.
+    store(path, KEY, {"runs": result["runs"], "cases": found})
+
+
+def store(path: Path, key: str, value: dict[str, Any]) -> None:
+    """Set one key of a metrics.json; the others stay. Raises ValueError for a damaged file."""
+    data = _read(path)
+    data[key] = value
     text = json.dumps(data, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
 

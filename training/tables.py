@@ -38,7 +38,29 @@ def results(metrics: dict[str, Any]) -> str:
             rows = quality_rows(found, by_id)
             head = ["case", "photos", "input", "ALL", "auto", "instruction", "oracle"]
             lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *shapes(metrics.get("shapes"))])
+
+
+def shapes(measured: dict[str, Any] | None) -> list[str]:
+    """Network shapes side by side: gain over the input per task at equal wall time."""
+    if not measured:
+        return []
+    rows = measured["rows"]
+    names, tasks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("shape", "task"))
+    gain = {(row["shape"], row["task"]): f"{row['psnr'] - row['input']:+.2f}" for row in rows}
+    size = {row["shape"]: row["parameters"] for row in rows}
+    seconds = {name: [row["seconds"] for row in rows if row["shape"] == name] for name in names}
+    fastest = min(sum(times) / len(times) for times in seconds.values())
+    body = [
+        [name, f"{size[name] / 1e6:.2f} M", f"{sum(seconds[name]) / len(seconds[name]) / fastest:.1f} ×",
+         *(gain.get((name, task), "") for task in tasks)]
+        for name in names
+    ]  # fmt: skip
+    title = (
+        f"**Network shapes from scratch, {rows[0]['minutes']:.1f} minutes each** (gain over the input in dB "
+        f"on {rows[0]['windows']} held-out windows per task; time to restore as a ratio)"
+    )
+    return [title, "", *table(["shape", "parameters", "time", *tasks], body), ""]
 
 
 def insert(readme: str, text: str) -> str:

@@ -141,8 +141,10 @@ def measure_l1(
 ) -> tuple[np.ndarray, Tensor]:
     """Rows (T,) of `data` and their l1 (T, experts) under the experts on the paths of the likeliest leaves.
 
-    Candidates are the leaves nearest to the row's DR and its own. Experts that were not measured get the
-    row's worst measured error: nothing draws the router there. Kept in `path`, expert by expert.
+    Candidates are the leaves nearest to the row's DR and its own; a clean row has none of its own, so every
+    expert is a candidate: some expert that keeps a clean photo as it is must be known. Experts that were not
+    measured get the row's worst measured error: nothing draws the router there. Kept in `path`, expert by
+    expert.
     """
     random = np.random.default_rng((seed, 4))
     rows = np.sort(random.permutation(len(data.leaf))[: config.table_rows])
@@ -155,6 +157,7 @@ def measure_l1(
     leaves = torch.cat((near, torch.where(own >= 0, own, near[:, :1])), 1)  # (T, candidates + 1)
     wanted = torch.zeros(len(rows), len(tree.expert_names), dtype=torch.bool)
     wanted.scatter_(1, tree.expert_table[leaves].flatten(1), True)
+    wanted |= own < 0
     path.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, np.ndarray] = {}
     if path.is_file():
