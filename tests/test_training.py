@@ -99,7 +99,7 @@ def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
     for name in ("extractor.safetensors", "experts/0-0.safetensors", "experts/1-3.safetensors"):
         before, after = (load_file(model.folder / name) for model in (old, new))
         for key, value in before.items():
-            if key != "caption_features":
+            if key != "caption_features" and "running_" not in key and value.is_floating_point():
                 torch.testing.assert_close(after[key].float(), value.float(), atol=1e-3, rtol=1e-2)
     parent, leaf = (load_file(out / f"experts/{name}.safetensors") for name in ("1-0", "2-0"))
     torch.testing.assert_close(leaf["intro.weight"], parent["intro.weight"], atol=1e-3, rtol=1e-2)

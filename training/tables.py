@@ -9,12 +9,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from training.evaluate import KEY, quality_rows, table
 from training.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
+from unirestorer.types import Task
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 GROUPS = {
@@ -25,6 +27,7 @@ GROUPS = {
     "real": "Real pairs",
     "clean": "Undegraded photos, against themselves",
 }
+SHARES = ("type_accuracy", "leaf_accuracy", "routing_accuracy")
 
 
 def results(metrics: dict[str, Any]) -> str:
@@ -38,7 +41,35 @@ def results(metrics: dict[str, Any]) -> str:
             rows = quality_rows(found, by_id)
             head = ["case", "photos", "input", "ALL", "auto", "instruction", "oracle"]
             lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
-    return "\n".join([*lines, *shapes(metrics.get("shapes"))])
+    return "\n".join([*lines, *routing(measured), *shapes(metrics.get("shapes"))])
+
+
+def routing(measured: dict[str, Any]) -> list[str]:
+    """How auto mode routed photos with one degradation: per task, the mean over its strengths."""
+    rows = []
+    for group in ("single-in", "single-out"):
+        for task in Task:
+            of_task = [case.id for case in cases(group) if case.tasks == (task,) and case.id in measured]
+            if of_task:
+                name = f"{task.value}, {group.removeprefix('single-')}"
+                rows.append([name, *_routed([measured[id_] for id_ in of_task])])
+    if not rows:
+        return []
+    title = (
+        "**Where auto mode sent them** (share of photos; *best expert*: within 0.05 dB of the oracle; "
+        "*load*: ALL / TYPE / DEGREE in percent)"
+    )
+    head = ["task, range", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load"]
+    return [title, "", *table(head, rows), ""]
+
+
+def _routed(found: list[dict[str, Any]]) -> list[str]:
+    shares = [mean(case[key] for case in found) for key in SHARES]
+    loads = [
+        " / ".join(f"{100 * mean(level):.0f}" for level in zip(*(case[key] for case in found), strict=True))
+        for key in ("practical_load", "expected_load")
+    ]
+    return [*(f"{share:.0%}" for share in shares), f"{mean(case['regret_db'] for case in found):.2f}", *loads]
 
 
 def shapes(measured: dict[str, Any] | None) -> list[str]:

@@ -122,9 +122,9 @@ class RoutersConfig:
     table_rows: int = 2000  # crops whose l1 under each candidate expert is measured
     crop_px: int = 128  # side of those crops
     candidates: int = 3  # likeliest leaves whose paths are measured
-    steps: int = 600
+    steps: int = 1000
     batch: int = 256
-    lr: float = 3e-4
+    lr: float = 1e-3
     alpha: float = 0.1  # weight of the uncertainty loss (Eq. 7)
     beta: float = 0.01  # weight of the load loss (Eq. 8)
 
