@@ -116,7 +116,9 @@ def test_shapes_are_compared_per_task(tmp_path: Path) -> None:
     measured = json.loads((tmp_path / "metrics.json").read_text())["shapes"]
     rows = {(row["shape"], row["task"]): row for row in measured["rows"]}
     assert set(rows) == {(shape, task.value) for shape in SHAPES for task in Task}
-    assert all(abs(row["psnr"] - row["input"]) < 3 and row["steps"] == 1 for row in rows.values())
+    assert all(row["steps"] == 1 and 5 < row["psnr"] < 60 for row in rows.values())
+    untrained = [row for row in rows.values() if row["kind"] == "nafnet"]  # the others start anywhere
+    assert all(abs(row["psnr"] - row["input"]) < 0.1 for row in untrained)
     table = shapes(measured)
     assert len(table) == 2 + 2 + len(SHAPES) + 1 and "retinexformer" in "".join(table)
 

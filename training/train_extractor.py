@@ -102,8 +102,8 @@ def balanced_rows(corpus: Corpus) -> list[np.ndarray]:
     return [np.array(rows) for _, rows in sorted(groups.items())]
 
 
-def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> float:
-    """Start `model` where the finished extractor `old` stood; returns how well the captions fit, 1 = exactly.
+def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> None:
+    """Start `model` where the finished extractor `old` stood.
 
     Its tower is copied. Its text tower was not kept, so the new one first learns the kept features of the
     captions (C) that both know. Raises ValueError when the shapes or all captions differ.
@@ -120,14 +120,11 @@ def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Te
     wanted = old.caption_features[[old.captions.index(captions[i]) for i in known]].to(tokens.device)
     model.text.logit_scale.data.fill_(float(old.logit_scale.log()))
     optimizer = torch.optim.Adam([p for p in model.text.parameters() if p.requires_grad], lr=1e-3)
-    fit = 0.0
     for _ in range(ADOPTION_STEPS):
         similarity = (model.text_features(tokens[known]) * wanted).sum(1).mean()
         optimizer.zero_grad()
         (1 - similarity).backward()
         optimizer.step()
-        fit = float(similarity)
-    return fit
 
 
 def train_extractor(
