@@ -1,20 +1,32 @@
 """Would a router that learns nothing be noticed? Toys whose right answer is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from training.data import find_photos
+from training.draw import draw_photos
 from training.losses import L1_FLOOR, expected_l1, load_loss, uncertainty_loss
-from training.train_routers import Embedded, new_router, train_routers
-from unirestorer.config import RoutersConfig
+from training.train_routers import (
+    Embedded,
+    draw_rows,
+    embed,
+    new_router,
+    plan_key,
+    random_window,
+    train_routers,
+)
+from unirestorer.config import RoutersConfig, preset
+from unirestorer.extractor import Extractor
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Route, Task
 
 CONFIG = RoutersConfig(hidden=32, layers=3, dropout=0.0, steps=250, batch=64, lr=3e-3)
-CENTERS = torch.eye(8)[:4] * 3              # four leaves, far from each other
+CENTERS = torch.eye(8)[:4] * 3  # four leaves, far from each other
 TREE = DegradationTree(
     (CENTERS.mean(0, keepdim=True), torch.stack((CENTERS[:2].mean(0), CENTERS[2:].mean(0))), CENTERS),
     (torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0, 0, 1, 1])),
@@ -31,7 +43,7 @@ def toy(label_noise: float, seed: int = 0) -> Embedded:
     wrong = (torch.rand(1200, generator=random) < label_noise) & (place >= 2)
     leaf = torch.where(wrong, 5 - place, place)
     held_out = torch.rand(1200, generator=random) < 0.2
-    return Embedded(e, leaf, held_out, np.empty(0), np.empty(0))
+    return Embedded(e, leaf, held_out, torch.ones(1200, dtype=torch.bool), np.empty(0), np.empty(0))
 
 
 def trained(data: Embedded, l1: torch.Tensor, config: RoutersConfig = CONFIG) -> Router:
@@ -97,3 +109,61 @@ def test_losses_by_hand() -> None:
     estimate = Estimate(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), torch.log(torch.tensor([[2.0, 0.5]])))
     by_hand = (4 / (2 * 2.0) + np.log(2.0) / 2 + 1 / (2 * 0.5) + np.log(0.5) / 2) / 2
     assert uncertainty_loss(estimate, torch.tensor([[3.0, 2.0]])).item() == pytest.approx(by_hand)
+
+
+SMALL = RoutersConfig(recipes=2, photos_per_recipe=2, trained_photos_per_recipe=1, crop_px=48)
+
+
+def test_rows_of_held_out_photos_are_whole_and_clean_ones_go_round(tmp_path: Path) -> None:
+    folder = draw_photos(tmp_path / "photos", seed=0)
+    photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
+    plan, held = draw_rows(photos, trained, SMALL, "single", seed=0)
+    assert all(row.whole == (row.photo in held) for row in plan)
+    assert 0 < len(held & set(photos.clean)) < len(photos.clean)
+    degraded = [row for row in plan if row.number >= 0]
+    assert sum(row.photo in trained.clean for row in degraded) == SMALL.recipes * 7
+    clean = [row.photo for row in plan if row.number < 0]
+    assert len(set(clean)) == min(len(clean), len(photos.clean) + len(trained.clean))
+    assert draw_rows(photos, trained, SMALL, "single", seed=0) == (plan, held)
+
+
+def test_another_plan_is_never_taken_from_kept_blocks(tmp_path: Path) -> None:
+    """Blocks are kept for a resumed run; a run with other settings must not find them."""
+    folder = draw_photos(tmp_path / "photos", seed=0)
+    photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
+    tree = DegradationTree(
+        (torch.zeros(1, 512), torch.randn(7, 512), torch.randn(7, 512)),
+        (torch.tensor([0]), torch.zeros(7, dtype=torch.long), torch.arange(7)),
+        tuple({frozenset({task}): 9} for task in Task),
+        (("everything",), tuple("abcdefg"), tuple("abcdefg")),
+    )
+    extractor = Extractor(preset("tiny").extractor, ("a clean photo",)).eval()
+
+    def made(config: RoutersConfig) -> Embedded:
+        return embed(
+            extractor, tree, photos, trained, config, "single", 0, tmp_path / "work", torch.device("cpu")
+        )
+
+    first = made(SMALL)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npz")}
+    again = made(SMALL)
+    assert torch.equal(first.e, again.e) and np.array_equal(first.lq, again.lq) and first.key == again.key
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npz")}
+    other = made(replace(SMALL, recipes=1))
+    assert other.key != first.key and len(other.leaf) < len(first.leaf)
+    unseen = torch.tensor(
+        [row.photo in photos.clean for row in draw_rows(photos, trained, SMALL, "single", 0)[0]]
+    )
+    assert torch.equal(first.tabled, unseen | (first.leaf < 0))
+    plan, _ = draw_rows(photos, trained, SMALL, "single", 0)
+    changed = [*plan[:-1], replace(plan[-1], photo="another.png")]
+    assert len({plan_key(plan, 48), plan_key(plan, 96), plan_key(changed, 48)}) == 3
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(1, 1), (5, 3), (7, 7), (3, 9)])
+def test_a_random_window_lies_inside(side: int, wanted: int) -> None:
+    image = torch.arange(side * side).reshape(1, 1, side, side)
+    for seed in range(20):
+        window = random_window(image, wanted, wanted, torch.Generator().manual_seed(seed))
+        assert window.shape == (1, 1, min(side, wanted), min(side, wanted))
+        assert window[0, 0, -1, -1] - window[0, 0, 0, 0] == (min(side, wanted) - 1) * (side + 1)

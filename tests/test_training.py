@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 
 from training.__main__ import main
 from training.compare_shapes import SHAPES
+from training.data import Corpus, find_photos
+from training.draw import draw_photos
 from training.tables import shapes
+from training.train_extractor import balanced_rows
 from unirestorer.checkpoint import Checkpoint, verify
+from unirestorer.config import CorpusConfig
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
@@ -123,6 +127,18 @@ def test_shapes_are_compared_per_task(tmp_path: Path) -> None:
     assert len(table) == 2 + 2 + len(SHAPES) + 1 and "retinexformer" in "".join(table)
 
 
+@pytest.mark.parametrize("setting", ["single", "mixed"])
+def test_clean_crops_get_their_share_of_the_extractors_batches(tmp_path: Path, setting: str) -> None:
+    photos = find_photos(draw_photos(tmp_path / "photos"), "experts")
+    size = CorpusConfig(window_px=32, recipes=2, photos_per_recipe=2, clean=5)
+    corpus = Corpus.build(tmp_path / "corpus", photos, size, setting, seed=0, workers=1)  # type: ignore[arg-type]
+    groups, share = balanced_rows(corpus, 0.3)
+    clean = [bool((corpus.recipe[rows] < 0).all()) for rows in groups]
+    assert sum(clean) == 1 and sum(map(len, groups)) == len(corpus)
+    assert share[clean.index(True)] == pytest.approx(0.3) and share.sum() == pytest.approx(1)
+    assert len({round(float(one), 9) for one, is_clean in zip(share, clean, strict=True) if not is_clean}) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -156,8 +172,6 @@ def test_every_stage_of_the_paper_preset_takes_two_steps(tmp_path: Path) -> None
         *("routers.photos_per_recipe=2", "routers.table_rows=8", "routers.crop_px=64", "routers.steps=2"),
         *("map.points=40", "map.neighbors=5"),
     ]
-    from training.draw import draw_photos
-
     data = draw_photos(tmp_path / "photos")
     words = ["all", "--preset", "paper", "--data", str(data), "--out", str(tmp_path / "out"), "--no-compile"]
     assert main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import sys
@@ -41,7 +42,7 @@ EXAMPLES = """examples:
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
 """
-HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}     # size of the corpus of held-out photos
+HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}  # size of the corpus of held-out photos
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Run:
     compile: bool
     workers: int
     shard: tuple[int, int] = (1, 1)
-    init: Checkpoint | None = None          # a finished model to start the extractor and the experts from
+    init: Checkpoint | None = None  # a finished model to start the extractor and the experts from
 
     def photos(self, part: str) -> Photos:
         return find_photos(self.data, part)
@@ -200,17 +201,17 @@ def experts_stage(run: Run) -> None:
 
 
 def routers_stage(run: Run) -> None:
-    """Heads and routers on photos that no expert saw."""
+    """Heads and routers; the experts are measured on photos that none of them saw."""
     config, seed = run.config.routers, run.config.seed
     tree = run.checkpoint.tree()
     data = embedded(run)
-    folder = run.work / "routers"
-    key = "-".join(
-        run.checkpoint.config["files"][f"experts/{name}.safetensors"][:4] for name in tree.expert_names[:3]
-    )
+    files = run.checkpoint.config["files"]
+    experts = [files[f"experts/{name}.safetensors"] for name in tree.expert_names]
+    about = json.dumps([data.key, files["extractor.safetensors"], files["tree.safetensors"], experts,
+                        seed, config.table_rows, config.candidates])  # fmt: skip
     rows, l1 = measure_l1(
         tree, lambda number: run.checkpoint.expert(tree.expert_names[number]), data, config, seed,
-        folder / f"l1-{key}.npz", run.device,
+        run.work / "routers" / f"l1-{hashlib.sha256(about.encode()).hexdigest()[:16]}.npz", run.device,
     )  # fmt: skip
     router = new_router(tree, run.drs, config, seed)
     writer = SummaryWriter(str(run.work / "tensorboard"))
@@ -225,8 +226,9 @@ def embedded(run: Run) -> Embedded:
     """The routers' photos with their DRs; kept on disk per extractor."""
     key = run.checkpoint.config["files"]["extractor.safetensors"][:16]
     return embed(
-        run.checkpoint.extractor(), run.checkpoint.tree(), run.photos("routers"), run.config.routers,
-        run.config.tree.setting, run.config.seed + 2, run.work / "embedded" / key, run.device,  # type: ignore[arg-type]
+        run.checkpoint.extractor(), run.checkpoint.tree(), run.photos("routers"), run.photos("experts"),
+        run.config.routers, run.config.tree.setting, run.config.seed + 2,  # type: ignore[arg-type]
+        run.work / "embedded" / key, run.device,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from unirestorer.extractor import ClipTower, Extractor, ResNetTower
 TEXT_TOWER = open_clip.CLIPTextCfg(context_length=32, width=128, heads=4, layers=2)
 LARGEST_SCALE = 100.0
 ADOPTION_STEPS = 200
-CAPTIONS_AT_ONCE = 64                       # with more distinct captions, a batch is contrasted with its own
+CAPTIONS_AT_ONCE = 64  # with more distinct captions, a batch is contrasted with its own
 
 
 class Contrast(nn.Module):
@@ -94,12 +94,18 @@ def contrast_loss(logits: Tensor, caption: Tensor, smoothing: float) -> Tensor:
     return 0.5 * (to_caption + to_crop.mean())
 
 
-def balanced_rows(corpus: Corpus) -> list[np.ndarray]:
-    """Rows grouped by type: one group per task, one for clean photos, one per combination in "mixed"."""
+def balanced_rows(corpus: Corpus, clean_share: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows grouped by type: one group per task, one for clean photos, one per combination in "mixed"; and
+    each group's share of a batch (G,).
+    """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(corpus.rows):
         groups[corpus.entries[row.recipe].tasks if row.recipe >= 0 else ()].append(index)
-    return [np.array(rows) for _, rows in sorted(groups.items())]
+    kinds = sorted(groups)
+    share = np.ones(len(kinds))
+    if () in groups and len(kinds) > 1:
+        share[kinds.index(())] = (len(kinds) - 1) * clean_share / (1 - clean_share)
+    return [np.array(groups[kind]) for kind in kinds], share / share.sum()
 
 
 def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> None:
@@ -150,12 +156,12 @@ def train_extractor(
     state = work / "extractor.state.safetensors"
     if init is not None and not state.is_file():
         adopt(model, init, captions, tokens)
-    groups = balanced_rows(corpus)
+    groups, share = balanced_rows(corpus, config.clean_share)
     image = torch.compile(model.image) if compile else model.image
 
     def loss_at(step: int) -> Tensor:
         random = np.random.default_rng((seed, 7, step))
-        picked = [groups[g] for g in random.integers(len(groups), size=config.batch)]
+        picked = [groups[g] for g in random.choice(len(groups), size=config.batch, p=share)]
         rows = np.array([group[random.integers(len(group))] for group in picked])
         crops, _ = corpus.batch(rows, config.view_px, random)
         caption = torch.from_numpy(label[rows]).to(device)

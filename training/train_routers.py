@@ -1,13 +1,14 @@
-"""Heads and routers (Eq. 6 to 9) on photos that no expert and no extractor was trained on; the experts stay
-frozen.
+"""Heads and routers (Eq. 6 to 9); the experts stay frozen.
 
-Three steps: degrade and embed photos by the view policy of serving; measure, once, each crop's l1 under the
-experts that it may be sent to; train H_d, H_g, G_d and G_g on both.
+Three steps: degrade and embed photos by the view policy of serving; measure, once, the l1 of crops that no
+expert was trained on under the experts that they may be sent to; train H_d, H_g, G_d and G_g on both.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,70 +33,108 @@ from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
-CLEAN_SHARE = 0.2
+CLEAN_SHARE = 0.25  # undegraded rows per degraded one
+LEAST_PART = 0.6  # of a photo's sides: what a row that is learned from shows
 
 
 @dataclass(frozen=True)
 class Embedded:
     """M degraded photos that the heads learn from."""
 
-    e: Tensor  # (M, D) DR of the whole photo
+    e: Tensor  # (M, D) DR of the photo
     leaf: Tensor  # (M,) leaf of the recipe, -1 = clean
-    held_out: Tensor  # (M,) bool
+    held_out: Tensor  # (M,) bool: of a photo that is not learned from
+    tabled: Tensor  # (M,) bool: may be measured under the experts
     lq: np.ndarray  # (M, px, px, 3) uint8, one crop of each
     hq: np.ndarray
+    key: str = ""  # names the plan and the extractor
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row to be made: which photo, under which recipe (numbered; -1 = undegraded)."""
+
+    number: int
+    photo: str
+    recipe: Recipe
+    whole: bool  # the whole photo, as it is served; otherwise a part of it
+
+
+def draw_rows(
+    photos: Photos, trained: Photos, config: RoutersConfig, setting: Setting, seed: int
+) -> tuple[list[Planned], set[str]]:
+    """What to degrade, and the names of the held-out photos (`HELD_OUT_SHARE` of either kind).
+
+    Every recipe gets `photos_per_recipe` of the routers' `photos` and `trained_photos_per_recipe` of those
+    that the extractor has seen; undegraded rows go round through all photos. Held-out photos are shown whole,
+    as they would be served, the others in random parts.
+    """
+    random = np.random.default_rng((seed, 3))
+    held: set[str] = set()
+    for part in (photos, trained):
+        order = random.permutation(len(part.clean))
+        held |= {part.clean[i] for i in order[: max(1, round(HELD_OUT_SHARE * len(order)))]}
+    plan: list[Planned] = []
+
+    def add(number: int, photo: str, recipe: Recipe) -> None:
+        plan.append(Planned(number, photo, recipe.reseeded(int(random.integers(2**31))), photo in held))
+
+    for number in range(config.recipes * len(Task)):
+        task = list(Task)[number % len(Task)] if setting == "single" else None
+        recipe = draw_recipe(seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task,
+                             real_rain=bool(photos.rain))  # fmt: skip
+        for part, count in ((photos, config.photos_per_recipe), (trained, config.trained_photos_per_recipe)):
+            for i in random.choice(len(part.clean), min(count, len(part.clean)), replace=False):
+                add(number, part.clean[i], recipe)
+    everyone = photos.clean + trained.clean
+    order = random.permutation(len(everyone))
+    for i in range(round(CLEAN_SHARE * len(plan))):
+        add(-1, everyone[order[i % len(order)]], Recipe((), 0))
+    return plan, held
 
 
 def embed(
     extractor: Extractor,
     tree: DegradationTree,
     photos: Photos,
+    trained: Photos,
     config: RoutersConfig,
     setting: Setting,
     seed: int,
     work: Path,
     device: torch.device,
 ) -> Embedded:
-    """Degrade whole photos under new recipes, embed each as serving would, and label them with their recipe's
-    leaf.
+    """Degrade photos under new recipes, embed each as serving would, and label them with their recipe's leaf.
 
-    The leaf is the one nearest (in "single": within the task) to the mean DR of the recipe's photos. Done
-    photos are kept in `work`, so a stopped run goes on.
+    The leaf is the one nearest (in "single": within the task) to the mean DR of the recipe's photos. The
+    extractor's DRs are as good on photos that it never saw, so the heads learn from `trained` photos too; the
+    experts are measured on `photos` and on undegraded ones alone. Done photos are kept in `work`, in a folder
+    named by the plan, so a stopped run goes on and another plan starts anew.
     """
-    random = np.random.default_rng((seed, 3))
-    order = random.permutation(len(photos.clean))
-    held = set(order[: max(1, round(HELD_OUT_SHARE * len(order)))].tolist())
-    plan: list[tuple[int, int, Recipe]] = []  # recipe number, photo, recipe
-    count = config.recipes * len(Task)
-    for number in range(count):
-        task = list(Task)[number % len(Task)] if setting == "single" else None
-        recipe = draw_recipe(seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task,
-                             real_rain=bool(photos.rain))  # fmt: skip
-        for photo in random.choice(
-            len(photos.clean), min(config.photos_per_recipe, len(photos.clean)), replace=False
-        ):
-            plan.append((number, int(photo), recipe.reseeded(int(random.integers(2**31)))))
-    for _ in range(round(CLEAN_SHARE * len(plan))):
-        plan.append((-1, int(random.integers(len(photos.clean))), Recipe((), int(random.integers(2**31)))))
-    e, lq, hq = _embed_plan(extractor, photos, plan, config.crop_px, work / "routers", device)
+    plan, held = draw_rows(photos, trained, config, setting, seed)
+    key = plan_key(plan, config.crop_px)
+    e, lq, hq = _embed_plan(extractor, photos, plan, config.crop_px, work / key, device)
     leaf = torch.full((len(plan),), -1)
-    numbers = np.array([number for number, _, _ in plan])
-    for number in range(count):
+    numbers = np.array([row.number for row in plan])
+    for number in range(config.recipes * len(Task)):
         rows = np.flatnonzero(numbers == number)
-        recipe = plan[rows[0]][2]
-        allowed = tree.mask(recipe.tasks) if setting == "single" else None
+        allowed = tree.mask(plan[rows[0]].recipe.tasks) if setting == "single" else None
         leaf[rows] = tree.nearest_leaf(e[rows].mean(0, keepdim=True), allowed)
-    return Embedded(e, leaf, torch.tensor([photo in held for _, photo, _ in plan]), lq, hq)
+    unseen = set(photos.clean)
+    held_out = torch.tensor([row.photo in held for row in plan])
+    tabled = torch.tensor([row.number < 0 or row.photo in unseen for row in plan])
+    return Embedded(e, leaf, held_out, tabled, lq, hq, key)
+
+
+def plan_key(plan: list[Planned], px: int) -> str:
+    """16 hex digits that change with any row of the plan."""
+    rows = [[row.number, row.photo, row.recipe.to_dict(), row.whole] for row in plan]
+    return hashlib.sha256(json.dumps([px, LEAST_PART, rows]).encode()).hexdigest()[:16]
 
 
 @torch.inference_mode()
 def _embed_plan(
-    extractor: Extractor,
-    photos: Photos,
-    plan: list[tuple[int, int, Recipe]],
-    px: int,
-    folder: Path,
-    device: torch.device,
+    extractor: Extractor, photos: Photos, plan: list[Planned], px: int, folder: Path, device: torch.device
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """DR (M, D) and one crop (M, px, px, 3) LQ and HQ of each planned photo; done blocks survive a stop."""
     extractor.to(device)
@@ -104,10 +143,7 @@ def _embed_plan(
     for start in tqdm(range(0, len(plan), block), desc="router photos", unit="block"):
         path = folder / f"{start:06d}.npz"
         if not path.is_file():
-            rows = [
-                _embed_one(extractor, photos, photo, recipe, px, device)
-                for _, photo, recipe in plan[start : start + block]
-            ]
+            rows = [_embed_one(extractor, photos, row, px, device) for row in plan[start : start + block]]
             e, lq, hq = (np.stack(column) for column in zip(*rows, strict=True))
             atomic_write(path, lambda file, e=e, lq=lq, hq=hq: np.savez(file, e=e, lq=lq, hq=hq))
         with np.load(path) as stored:
@@ -117,16 +153,27 @@ def _embed_plan(
 
 
 def _embed_one(
-    extractor: Extractor, photos: Photos, photo: int, recipe: Recipe, px: int, device: torch.device
+    extractor: Extractor, photos: Photos, row: Planned, px: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    clean = at_least(load_image(photos.folder / photos.clean[photo]), px)
-    degraded = from_uint8(to_uint8(recipe.apply(clean, photos.maps)))  # (1, 3, H, W), as a file would hold it
+    place = child_generator(row.recipe.seed, 300)
+    clean = at_least(load_image(photos.folder / row.photo), px)
+    if not row.whole:
+        sides = [max(extractor.config.view_px, px, round(side * float(LEAST_PART + (1 - LEAST_PART)
+                 * torch.rand((), generator=place)))) for side in clean.shape[2:]]  # fmt: skip
+        clean = random_window(clean, sides[0], sides[1], place)
+    degraded = from_uint8(to_uint8(row.recipe.apply(clean, photos.maps)))  # (1, 3, H, W), as a file holds it
     e = extractor(degraded.to(device))[0].cpu().numpy()
-    place = child_generator(recipe.seed, 300)
-    top = int(torch.randint(clean.shape[-2] - px + 1, (1,), generator=place))
-    left = int(torch.randint(clean.shape[-1] - px + 1, (1,), generator=place))
-    window = np.s_[..., top : top + px, left : left + px]
-    return e, to_uint8(degraded[window]), to_uint8(clean[window])
+    both = random_window(torch.cat((degraded, clean)), px, px, place)
+    return e, to_uint8(both[:1]), to_uint8(both[1:])
+
+
+def random_window(image: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """A random window of images (B, 3, H, W), all of it along a side that is no longer than asked for."""
+    top, left = (
+        int(torch.randint(max(0, side - wanted) + 1, (1,), generator=generator))
+        for side, wanted in zip(image.shape[2:], (height, width), strict=True)
+    )
+    return image[..., top : top + height, left : left + width]
 
 
 @torch.inference_mode()
@@ -147,7 +194,7 @@ def measure_l1(
     expert.
     """
     random = np.random.default_rng((seed, 4))
-    rows = np.sort(random.permutation(len(data.leaf))[: config.table_rows])
+    rows = np.sort(random.permutation(np.flatnonzero(data.tabled.numpy()))[: config.table_rows])
     near = (
         torch.cdist(data.e[rows], tree.centers[-1])
         .topk(min(config.candidates, tree.leaves), largest=False)

@@ -29,11 +29,11 @@ LEAVES_PER_TASK = {
 class NetworkConfig:
     """Shape of one expert network. What a field means to which kind stands beside it."""
 
-    kind: str = "nafnet"                    # "nafnet" | "restormer" | "retinexformer"
-    width: int = 32                         # channels at full resolution
-    encoder: tuple[int, ...] = (1, 1, 1)    # blocks per resolution, finest first
-    middle: int = 1                         # blocks at the coarsest resolution
-    decoder: tuple[int, ...] = (1, 1, 1)    # blocks per resolution, coarsest first
+    kind: str = "nafnet"  # "nafnet" | "restormer" | "retinexformer"
+    width: int = 32  # channels at full resolution
+    encoder: tuple[int, ...] = (1, 1, 1)  # blocks per resolution, finest first
+    middle: int = 1  # blocks at the coarsest resolution
+    decoder: tuple[int, ...] = (1, 1, 1)  # blocks per resolution, coarsest first
     heads: tuple[int, ...] = (
         1,
         2,
@@ -62,6 +62,7 @@ class ExtractorConfig:
     lr: float = 1e-3
     weight_decay: float = 0.05
     smoothing: float = 0.05  # label smoothing of the contrast
+    clean_share: float = 0.2  # share of undegraded crops in every batch; the types share the rest evenly
 
     def check(self) -> None:
         """Raises ValueError for a shape that no extractor can have (configs may come from strangers)."""
@@ -89,7 +90,7 @@ class CorpusConfig:
     window_px: int = 256  # side of a stored window
     recipes: int = 240  # recipes per task (single), recipes / 7 in all times 7 (mixed)
     photos_per_recipe: int = 10  # windows, each of another photo, per recipe
-    clean: int = 2000  # undegraded windows
+    clean: int = 3000  # undegraded windows
     band: str = "in"  # strengths: "in" = the trained range | "out" = the held-out band
 
 
@@ -118,9 +119,10 @@ class RoutersConfig:
     layers: int = 5
     dropout: float = 0.3  # of the heads: a few thousand photos are soon learned by heart
     recipes: int = 70  # recipes per task whose photos make up the heads' training set
-    photos_per_recipe: int = 6
+    photos_per_recipe: int = 6  # of the routers' own photos
+    trained_photos_per_recipe: int = 4  # of the extractor's photos: more scenes for the heads
     table_rows: int = 2000  # crops whose l1 under each candidate expert is measured
-    crop_px: int = 128  # side of those crops
+    crop_px: int = 96  # side of those crops
     candidates: int = 3  # likeliest leaves whose paths are measured
     steps: int = 1000
     batch: int = 256
@@ -181,7 +183,10 @@ PRESETS: dict[str, Config] = {
             network=NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)),
             steps=(8, 3, 2), minutes=(0.3, 0.1, 0.05), batch=2, patch_px=32,
         ),
-        routers=RoutersConfig(recipes=6, photos_per_recipe=2, table_rows=21, crop_px=64, steps=40, batch=32),
+        routers=RoutersConfig(
+            recipes=6, photos_per_recipe=2, trained_photos_per_recipe=1, table_rows=21, crop_px=64, steps=40,
+            batch=32,
+        ),
         map=MapConfig(points=120, neighbors=5),
     ),
     "small": Config(),
