@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from training.evaluate import KEY, TIE_DB, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
+from training.tables import uncertainty
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim
 from unirestorer.tree import DegradationTree
@@ -29,6 +31,7 @@ class Model:
     """Sees noise as energy between neighbours; experts 1 and 3 blur, 2 and 4 brighten, ALL does nothing."""
 
     tree = TREE
+    router = SimpleNamespace(standardised=lambda e: 2 * e)
 
     def __init__(self, wrong_leaf: bool = False, level: int = 2) -> None:
         self.wrong_leaf, self.level = wrong_leaf, level
@@ -95,6 +98,7 @@ def test_figures_agree_with_a_plain_loop(data: Path) -> None:
     assert figures["practical_load"] == [0, 0, 1]
     assert figures["expected_load"] == [0, 0.5, 0.5]  # TYPE and DEGREE do the same: they tie
     assert figures["log_e_gran"] == -1.5
+    assert figures["uncertainty"] == [[-1.5, pytest.approx(0.5**0.5, abs=1e-4)]] * PHOTOS  # u is 2 e here
 
 
 def test_a_wrong_route_costs_regret_and_an_instruction_mends_it(data: Path) -> None:
@@ -162,6 +166,22 @@ def test_metrics_are_merged_and_stale_ones_dropped(data: Path, tmp_path: Path) -
     assert run["limit"] == 1 and run["torch"] == torch.__version__ and run["device"].startswith("cpu: ")
     measure(Model(), data, "clean/cbsd68", out=out, limit=1, about={"weights": "b"})
     assert list(json.loads(out.read_text())[KEY]["cases"]) == ["clean/cbsd68"]
+
+
+def test_the_meaning_of_e_gran_is_told_per_task() -> None:
+    """Rises with the error and beyond the trained range for noise, says nothing for haze."""
+    said = {"single-in": [[-2.0, 0.1], [-1.0, 0.2]], "single-out": [[0.0, 0.3], [1.0, 0.4]]}
+    measured = {
+        case.id: {"uncertainty": said[case.group] if case.name == "denoise" else [[0.0, 0.1], [0.0, 0.2]]}
+        for case in cases("single-in", "single-out")
+        if case.name in ("denoise", "dehaze")
+    }
+    rows = {line.split("|")[1].strip(): line for line in uncertainty(measured)[2:] if line.startswith("|")}
+    assert set(rows) == {"task", "---", "denoise", "dehaze", "all"}
+    cells = {task: [cell.strip() for cell in row.split("|")[2:-1]] for task, row in rows.items()}
+    assert cells["denoise"] == ["12", "1.00", "1.00", "-1.50", "0.50"]
+    assert cells["dehaze"] == ["12", "", "0.50", "0.00", "0.00"]  # constant: no correlation to speak of
+    assert uncertainty({}) == []
 
 
 def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from training import evaluate
+from training import evaluate, overhead
 from training.compare_shapes import compare
 from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
+  python -m training overhead --checkpoint single
 """
 HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}  # size of the corpus of held-out photos
 
@@ -319,6 +320,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "evaluate", help=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     evaluate.add_arguments(one)
+    text = "measure what routing costs beside restoring a 512 x 512 photo"
+    one = verbs.add_parser(
+        "overhead", help=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    overhead.add_arguments(one)
     return parser.parse_args(words)
 
 
@@ -351,6 +357,9 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.verb == "evaluate":
             evaluate.run(arguments)
+            return 0
+        if arguments.verb == "overhead":
+            overhead.run(arguments)
             return 0
         run = make_run(arguments)
         run.work.mkdir(parents=True, exist_ok=True)

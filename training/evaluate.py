@@ -60,6 +60,7 @@ class Photo:
     auto: Route
     instruction: Route | None  # None where no task is named
     own_leaf: int | None = None
+    error: float | None = None  # of the estimate: |u - e_deg|, root mean square, standardised
     outputs: dict[int, np.ndarray] = field(default_factory=dict)  # by expert
     psnr: dict[int, float] = field(default_factory=dict)
 
@@ -118,6 +119,11 @@ def evaluate_case(
     tasks = case.tasks if instruction_mask(model.tree, case.tasks) is not None else None
     photos = [_look(model, sample, tasks) for sample in rendered]
     find_own_leaves(model.tree, case, photos)
+    centers = model.router.standardised(model.tree.centers[-1].to(photos[0].estimate.e))  # (leaves, D)
+    for photo in photos:
+        if photo.own_leaf is not None:
+            gap = centers[photo.own_leaf] - photo.estimate.e_deg[0]
+            photo.error = float(gap.square().mean().sqrt())
 
     needed: dict[int, list[Photo]] = defaultdict(list)
     for photo in photos:
@@ -225,8 +231,17 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
         "regret_db": _mean(regret),
         "practical_load": [round(float(share), 4) for share in practical / max(practical.sum(), 1)],
         "expected_load": [round(float(share), 4) for share in expected / expected.sum()] if regret else None,
-        "log_e_gran": _mean([float(photo.estimate.log_e_gran.mean()) for photo in photos]),
+        "log_e_gran": _mean([_log_e_gran(photo) for photo in photos]),
+        "uncertainty": [
+            [round(_log_e_gran(photo), 4), round(photo.error, 4)]
+            for photo in photos
+            if photo.error is not None
+        ],
     }
+
+
+def _log_e_gran(photo: Photo) -> float:
+    return float(photo.estimate.log_e_gran.mean())
 
 
 def _mean(values: Sequence[float]) -> float | None:

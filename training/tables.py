@@ -1,6 +1,6 @@
 """README's results, printed from a checkpoint's metrics.json between two marks, so that they cannot drift.
 
-    python -m training.tables --checkpoint single --readme README.md
+python -m training.tables --checkpoint single --readme README.md
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
 from training.evaluate import KEY, quality_rows, table
 from training.protocol import cases
@@ -41,7 +44,15 @@ def results(metrics: dict[str, Any]) -> str:
             rows = quality_rows(found, by_id)
             head = ["case", "photos", "input", "ALL", "auto", "instruction", "oracle"]
             lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
-    return "\n".join([*lines, *routing(measured), *shapes(metrics.get("shapes"))])
+    return "\n".join(
+        [
+            *lines,
+            *routing(measured),
+            *uncertainty(measured),
+            *overhead(metrics.get("overhead")),
+            *shapes(metrics.get("shapes")),
+        ]
+    )
 
 
 def routing(measured: dict[str, Any]) -> list[str]:
@@ -70,6 +81,59 @@ def _routed(found: list[dict[str, Any]]) -> list[str]:
         for key in ("practical_load", "expected_load")
     ]
     return [*(f"{share:.0%}" for share in shares), f"{mean(case['regret_db'] for case in found):.2f}", *loads]
+
+
+def uncertainty(measured: dict[str, Any]) -> list[str]:
+    """Whether e_gran means anything: its rank correlation with the estimate's true error, and how well it
+    tells strengths beyond the trained range from trained ones; per task, over all photos of its strengths.
+    """
+    rows = []
+    pooled: dict[str, list[list[float]]] = {"in": [], "out": []}
+    for task in Task:
+        pairs = {
+            band: [pair for case in cases(f"single-{band}") if case.tasks == (task,)
+                   for pair in measured.get(case.id, {}).get("uncertainty", [])] for band in pooled
+        }  # fmt: skip
+        if pairs["in"] and pairs["out"]:
+            rows.append([task.value, *_meaning(pairs)])
+            for band, found in pairs.items():
+                pooled[band] += found
+    if not rows:
+        return []
+    rows.append(["all", *_meaning(pooled)])
+    title = (
+        "**What e_gran says** (*error*: Spearman correlation of log e_gran with the estimate's true error; "
+        "*beyond*: area under the ROC curve of photos beyond the trained strengths against those within; "
+        "*mean*: of log e_gran)"
+    )
+    return [title, "", *table(["task", "photos", "error", "beyond", "mean within", "mean beyond"], rows), ""]
+
+
+def _meaning(pairs: dict[str, list[list[float]]]) -> list[str]:
+    gran, error = zip(*pairs["in"], *pairs["out"], strict=True)
+    beyond = [0] * len(pairs["in"]) + [1] * len(pairs["out"])
+    rank = f"{spearmanr(gran, error)[0]:.2f}" if min(len(set(gran)), len(set(error))) > 1 else ""
+    area = float(roc_auc_score(beyond, gran))
+    means = (mean(gran for gran, _ in found) for found in pairs.values())
+    return [str(len(gran)), rank, f"{area:.2f}", *(f"{value:.2f}" for value in means)]
+
+
+def overhead(measured: dict[str, Any] | None) -> list[str]:
+    """What each part costs, its time as a share of the chosen expert's."""
+    if not measured:
+        return []
+    chosen = next(row["seconds"] for row in measured["rows"] if row["part"] == "chosen expert")
+    rows = [
+        [row["part"], f"{row['parameters'] / 1e6:.2f} M", f"{row['megabytes']:.1f} MB",
+         f"{row['gflops']:.1f}", f"{row['seconds'] / chosen:.2f}"]
+        for row in measured["rows"]
+    ]  # fmt: skip
+    side, device = (measured["about"][key] for key in ("side_px", "device"))
+    title = (
+        f"**What routing costs** for a photo of {side} x {side} on {device} (memory of the weights; time "
+        "beside the chosen expert's, medians of one run)"
+    )
+    return [title, "", *table(["part", "parameters", "memory", "GFLOPs", "time"], rows), ""]
 
 
 def shapes(measured: dict[str, Any] | None) -> list[str]:
