@@ -225,6 +225,33 @@ def divider_left(page: Any) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('#auto-slider .outer')).transform")
 
 
+def test_the_lab_follows_the_slider_and_sweeps(browser: Any, url: str, photo: str) -> None:
+    for dark, size in ((False, (1440, 1000)), (True, (390, 844))):
+        with Visit(browser, url, size, dark) as visit:
+            page = visit.page
+            page.get_by_role("tab", name="Degradation lab").click()
+            page.wait_for_selector("#lab-slider img")  # the built-in photo, without being asked
+            page.get_by_label("noise", exact=True).check()
+            page.wait_for_function("document.querySelector('#lab-verdict').innerText.includes('noise (')")
+            page.set_input_files("#lab-photo input[type=file]", photo)
+            slider = page.locator("#lab-strength input[type=range]")
+            assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0", "75")
+            slider.focus()
+            page.keyboard.press("End")
+            page.wait_for_function(
+                "document.querySelector('#lab-verdict').innerText.includes('75, beyond the trained range')"
+            )
+            page.wait_for_function("document.querySelectorAll('#lab-scores tbody tr').length >= 4")
+            page.click("#lab-sweep")
+            page.wait_for_selector("#lab-curves .scatterlayer")
+            page.wait_for_selector("#lab-trajectory .scatterlayer")
+            assert "Noise restored by: " in page.inner_text("#lab-swept")
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+            assert visit.serious_findings() == []
+            page.get_by_role("tab", name="Restore").click()
+            page.wait_for_selector("#map .scatterlayer")
+
+
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
     with Visit(browser, url, (390, 844)) as visit:
         page = visit.page

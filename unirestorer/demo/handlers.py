@@ -112,7 +112,7 @@ class Handlers:
         shown = self._show(result, "auto")
         light = replace(result, image=result.image[:, :, :0, :0].clone())
         size = (x.shape[3], x.shape[2])
-        return Memory(photo, self._write(shrink(to_pil(x)), "photo"), size, light, shown)
+        return Memory(photo, self.write(shrink(to_pil(x)), "photo"), size, light, shown)
 
     def choose(
         self, memory: Memory, tasks: tuple[Task, ...], expert: str, progress: Progress | None = None
@@ -148,7 +148,7 @@ class Handlers:
         result = self.model(
             read_photo(photo), tasks=read_tasks(tasks) or None, expert=(expert or "").strip() or None
         )
-        return self._write(to_pil(result.image), "restored"), describe(self.model, result)
+        return self.write(to_pil(result.image), "restored"), describe(self.model, result)
 
     def inspect(self, photo: str | None, tasks: list[str]) -> dict[str, Any]:
         """A photo's file -> the report of what the router would do. Raises ValueError."""
@@ -166,13 +166,13 @@ class Handlers:
     ) -> tuple[str, dict[str, Any]]:
         """A photo's file and a recipe -> the degraded PNG and the recipe. Raises ValueError."""
         made = make_recipe(recipe, task, strength, seed)
-        return self._write(to_pil(made.apply(read_photo(photo))), "degraded"), made.to_dict()
+        return self.write(to_pil(made.apply(read_photo(photo))), "degraded"), made.to_dict()
 
     def _show(self, result: Restoration, name: str) -> Shown:
         image = to_pil(result.image)
-        png = self._write(image, f"restored-{name}")
+        png = self.write(image, f"restored-{name}")
         small = shrink(image)
-        after = png if small is image else self._write(small, f"shown-{name}")
+        after = png if small is image else self.write(small, f"shown-{name}")
         return Shown(describe(self.model, result), png, after)
 
     def _report(self, memory: Memory, choice: Shown | None, tasks: tuple[Task, ...], expert: str) -> str:
@@ -182,7 +182,8 @@ class Handlers:
             report["choice"] = {"tasks_named": list(tasks), "expert_forced": expert or None, **choice.report}
         return self._keep(json.dumps(report, indent=1).encode(), "report.json")
 
-    def _write(self, image: Image.Image, name: str) -> str:
+    def write(self, image: Image.Image, name: str) -> str:
+        """A picture as a PNG file where the browser may fetch it. Raises ValueError when the disk is full."""
         data = io.BytesIO()
         image.save(data, "PNG", compress_level=4)  # lossless at any level, in half the default's time
         return self._keep(data.getvalue(), f"{name}.png")

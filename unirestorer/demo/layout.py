@@ -14,6 +14,8 @@ from unirestorer.demo import panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
+from unirestorer.demo.lab import Lab
+from unirestorer.demo.lab_tab import add_lab
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
@@ -89,11 +91,15 @@ def build_page(model: UniRestorer) -> gr.Blocks:
         memory = gr.State(None, time_to_live=KEPT_SECONDS)
         sidebar = _sidebar(model)
         gr.HTML(panels.HEADER, elem_id="top")
-        with gr.Row(equal_height=True, elem_id="first"):
-            card = _photo_card(examples)
-            results = _results(start)
-        with gr.Row(equal_height=True, elem_id="panels"):
-            explanations = _explanations(start)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Restore", id="restore"):
+                with gr.Row(equal_height=True, elem_id="first"):
+                    card = _photo_card(examples)
+                    results = _results(start)
+                with gr.Row(equal_height=True, elem_id="panels"):
+                    explanations = _explanations(start)
+            with gr.Tab("Degradation lab", id="lab") as lab_tab:
+                add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
         _connect_model(handlers, memory, sidebar, card, results, explanations)
         _connect_clicks(handlers, examples, sidebar, card, results, explanations)
         add_endpoints(handlers, MODEL_QUEUE)

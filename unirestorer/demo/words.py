@@ -183,6 +183,62 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
     )
 
 
+# The degradation lab
+
+STRENGTHS: dict[Task, str] = {
+    Task.DERAIN: "number of streaks",
+    Task.DEHAZE: "thickness β",
+    Task.DENOISE: "σ of 255",
+    Task.DEBLUR: "length in pixels",
+    Task.LOWLIGHT: "darkening γ",
+    Task.DESNOW: "density",
+    Task.DEJPEG: "quality, less is worse",
+}
+
+
+def strength_label(task: Task) -> str:
+    """What the lab's slider moves: "Noise: σ, of 255 grey levels"."""
+    name = TASK_WORDS[task]
+    return f"{name[0].upper()}{name[1:]}: {STRENGTHS[task]}"
+
+
+def trained_range(task: Task, low: float, high: float) -> str:
+    """What lies where on the slider."""
+    worse = "lower" if task is Task.DEJPEG else "higher"
+    return f"The experts were trained on {low:g} to {high:g}; {worse} is beyond anything they saw."
+
+
+def made_with(name: str, strength: float, seed: int, *, is_beyond: bool) -> str:
+    """How the lab's photo was made, in one line."""
+    where = ", beyond the trained range" if is_beyond else ""
+    return f"Made with {name} (strength {strength:.3g}{where}; seed {seed})."
+
+
+def switches(points: Iterable[tuple[float, str]]) -> list[tuple[float, str]]:
+    """(strength, expert) where a sweep's expert changes, the first one included."""
+    found: list[tuple[float, str]] = []
+    for strength, expert in points:
+        if not found or found[-1][1] != expert:
+            found.append((strength, expert))
+    return found
+
+
+def swept(task: Task, points: list[tuple[float, str, float | None]]) -> str:
+    """A sweep in words, from (strength, expert, percentile of e_gran): who took over where, and how
+    uncertainty moved.
+    """
+    changes = switches((strength, expert) for strength, expert, _ in points)
+    path = ", ".join(f"{plain(expert)} (from {strength:.3g})" for strength, expert in changes)
+    sentence = f"{strength_label(task).partition(':')[0]} restored by: {path}."
+    first, last = points[0][2], points[-1][2]
+    if first is not None and last is not None:
+        sentence += (
+            f" The estimate was shakier than {percent(first / 100)} of training photos at first, "
+            f"than {percent(last / 100)} at the end."
+        )
+    return sentence
+
+
 # Around
 
 

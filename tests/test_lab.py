@@ -1,0 +1,179 @@
+"""The degradation lab without a browser: strengths, trials, sweeps and what is drawn of them."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unirestorer import UniRestorer
+from unirestorer.degradation import RANGES
+from unirestorer.demo import lab_figures, words
+from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.lab import (
+    BUILT_IN,
+    LAB_PX,
+    NONE,
+    SWEEP_PX,
+    SWEEP_STEPS,
+    Lab,
+    Score,
+    agreement,
+    beyond,
+    known_tasks,
+    lab_recipe,
+    middle,
+    span,
+)
+from unirestorer.demo.lab_tab import strength_slider, verdict_html
+from unirestorer.imaging import load_image
+from unirestorer.metrics import psnr
+from unirestorer.types import Task
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def lab(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    model = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
+    return Lab(Handlers(model, tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    pixels = np.random.default_rng(0).integers(60, 200, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_slider_goes_from_none_through_training_to_beyond(task: Task) -> None:
+    start, end = span(task)
+    ranges = RANGES["single"][task]
+    worst_trained = ranges["in"][0] if task is Task.DEJPEG else ranges["in"][1]
+    assert not beyond(task, start) and not beyond(task, worst_trained) and beyond(task, end)
+    slider = strength_slider(task)
+    assert {slider["minimum"], slider["maximum"]} == {start, end}
+    low, high = ranges["in"]
+    assert low <= slider["value"] <= high and f"{low:g} to {high:g}" in slider["info"]
+    assert lab_recipe(task, NONE[task], 0).steps == ()
+    assert lab_recipe(task, end, 0).tasks == {task}
+    assert lab_recipe(task, end, 5) == lab_recipe(task, end, 5)
+    for wrong in (max(start, end) + 1, min(start, end) - 1, math.nan):
+        with pytest.raises(ValueError, match=task.value):
+            lab_recipe(task, wrong, 0)
+    with pytest.raises(ValueError, match="seed"):
+        lab_recipe(task, end, -1)
+
+
+def test_a_trial_routes_first_and_then_scores_against_the_original(lab: Lab, photo: str) -> None:
+    first, second = lab.trials(photo, Task.DENOISE, 30, seed=1)
+    assert first.scores == () and first.restored == "" and Path(first.degraded).is_file()
+    clean, degraded = load_image(photo), load_image(second.degraded)
+    assert degraded.shape == clean.shape
+    scores = {score.expert: score for score in second.scores}
+    assert scores[""].psnr == pytest.approx(psnr(degraded, clean)[0])
+    auto = next(score for score in second.scores if "auto" in score.notes)
+    assert auto.expert == second.report["expert"]
+    assert auto.psnr == pytest.approx(psnr(load_image(second.restored), clean)[0], abs=1e-3)
+    path = list(second.scores[1:4])
+    assert [score.expert.split("-")[0] for score in path] == ["0", "1", "2"]
+    best = next(score for score in path if "best" in score.notes)
+    assert best.psnr == max(score.psnr for score in path)
+    assert sum("instruction" in score.notes for score in second.scores) == 1
+    leaf = lab.model.tree.expert_number(path[2].expert) - lab.model.tree.offsets[-1]
+    assert set(lab.model.tree.task_sets[leaf]) == {frozenset({Task.DENOISE})}, "the named task's own path"
+
+
+def test_nothing_done_is_identical(lab: Lab, photo: str) -> None:
+    *_, trial = lab.trials(photo, Task.DEHAZE, 0, seed=0)
+    assert trial.recipe.steps == () and trial.scores[0].psnr == 100
+    assert "identical" in lab_figures.scores_html(trial.scores)
+    assert "no haze" in verdict_html(trial, Task.DEHAZE, 0)
+
+
+def test_without_a_photo_the_built_in_one_is_taken_and_large_ones_shrink(lab: Lab, tmp_path: Path) -> None:
+    assert BUILT_IN.is_file()
+    first = next(lab.trials(None, Task.DERAIN, 80, seed=0))
+    assert max(load_image(first.degraded).shape[2:]) <= LAB_PX
+    large = tmp_path / "large.png"
+    Image.new("RGB", (900, 300), (90, 120, 60)).save(large)
+    shown = load_image(next(lab.trials(str(large), Task.DERAIN, 80, seed=0)).degraded)
+    assert shown.shape[2:] == (LAB_PX // 3, LAB_PX)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (10, 10)])
+def test_small_photos_have_no_ssim_and_no_accident(lab: Lab, tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "small.png"
+    Image.new("RGB", size, (200, 30, 60)).save(path)
+    *_, trial = lab.trials(str(path), Task.DENOISE, 30, seed=0)
+    assert all(math.isnan(score.ssim) for score in trial.scores)
+    assert "nan" not in lab_figures.scores_html(trial.scores)
+    assert len(lab.sweep(str(path), Task.DENOISE, 0)) == SWEEP_STEPS
+
+
+def test_what_is_no_photo_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a photo")
+    with pytest.raises(ValueError, match="image"):
+        next(lab.trials(str(text), Task.DENOISE, 30, seed=0))
+    with pytest.raises(ValueError, match="image"):
+        lab.sweep(str(text), Task.DENOISE, 0)
+
+
+@pytest.mark.parametrize("task", [Task.DENOISE, Task.DEJPEG])
+def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, task: Task) -> None:
+    shares: list[float] = []
+    points = lab.sweep(photo, task, 0, shares.append)
+    assert shares == pytest.approx([(i + 1) / SWEEP_STEPS for i in range(SWEEP_STEPS)])
+    assert (points[0].strength, points[-1].strength) == pytest.approx(span(task))
+    quality = [point.degraded for point in points]
+    assert quality[0] == 100 and all(a > b for a, b in zip(quality[:-3], quality[3:], strict=True))
+    model = lab.model
+    figure = lab_figures.sweep_figure(model.tree, task, points)
+    curves = {(trace.name, trace.yaxis): list(trace.y) for trace in figure.data}
+    assert curves["TYPE", "y"] == [point.levels[1] for point in points]
+    total = np.sum([curves[name, "y2"] for name in ("ALL", "TYPE", "DEGREE")], axis=0)
+    np.testing.assert_allclose(total, 100, atol=1e-3)
+    assert curves["e_gran", "y3"] == [point.report["e_gran_percentile"] for point in points]
+    low, high = RANGES["single"][task]["in"]
+    shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert {shape.x0 for shape in shaded} == {low if task is Task.DEJPEG else high}
+    changes = words.switches((p.strength, p.report["expert_name"]) for p in points)
+    assert sum(shape.type == "line" for shape in figure.layout.shapes) == 3 * (len(changes) - 1)
+    assert list(figure.layout.xaxis.range) == list(span(task)), "severity grows to the right"
+
+    assert model.map is not None
+    way = lab_figures.trajectory_figure(model.map, model.tree, task, points).data[-1]
+    assert list(way.x) == [point.report["map"]["x"] for point in points] and way.marker.symbol[-1] == "star"
+
+
+def test_a_sweep_in_words() -> None:
+    told = words.swept(
+        Task.DENOISE, [(0.0, "rain, light", 96.0), (25.0, "noise, medium", 50.0), (50.0, "noise", 3.0)]
+    ).replace(words.NBSP, " ")
+    assert told == (
+        "Noise restored by: light rain (from 0), medium noise (from 25), noise (from 50). The estimate was "
+        "shakier than 96 % of training photos at first, than 3 % at the end."
+    )
+    assert words.switches([(0, "a"), (1, "a"), (2, "b"), (3, "a")]) == [(0, "a"), (2, "b"), (3, "a")]
+    assert "estimate" not in words.swept(Task.DENOISE, [(0.0, "noise", None)])
+
+
+def test_names_from_a_checkpoint_are_no_markup() -> None:
+    markup = lab_figures.scores_html((Score("1-0", EVIL, 20.0, 0.5, ("auto",)),))
+    assert "<img" not in markup and re.search(r"20.00\s*dB", markup)
+
+
+def test_the_middle_and_the_agreement() -> None:
+    x = torch.rand(1, 3, 12, SWEEP_PX + 10)
+    assert middle(x).shape == (1, 3, 12, SWEEP_PX) and torch.equal(middle(x)[..., 0], x[..., 5])
+    assert agreement(x, x) == (100, pytest.approx(1))
+
+
+def test_a_tree_offers_the_tasks_that_it_knows(lab: Lab) -> None:
+    assert known_tasks(lab.model.tree) == tuple(Task)

@@ -1,0 +1,197 @@
+"""The degradation lab: a clean photo degraded at will, what the router makes of it and, the original being
+known, how well each expert of the path restores it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unirestorer.degradation import RANGES, Recipe, make_step
+from unirestorer.degradation.recipe import child_generator
+from unirestorer.demo.examples import FOLDER
+from unirestorer.demo.handlers import Handlers, read_photo, shrink
+from unirestorer.imaging import from_uint8, load_image, to_pil, to_uint8
+from unirestorer.metrics import SSIM_WINDOW_PX, psnr, ssim
+from unirestorer.report import describe
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Restoration, Route, Task
+
+LAB_PX = 480  # longest side of the photo that is degraded: everything answers while a slider moves
+SWEEP_STEPS = 13
+SWEEP_PX = 240  # side of the middle part that a sweep restores under every expert
+BUILT_IN = FOLDER / "clean.png"
+NONE: dict[Task, float] = {  # the strength at which a degradation is hardly there, in the unit of RANGES
+    Task.DERAIN: 0,
+    Task.DEHAZE: 0,
+    Task.DENOISE: 0,
+    Task.DEBLUR: 1,
+    Task.LOWLIGHT: 1,
+    Task.DESNOW: 0,
+    Task.DEJPEG: 95,
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one picture agrees with the original. `expert` is "" for the degraded photo itself."""
+
+    expert: str
+    name: str
+    psnr: float  # dB, RGB
+    ssim: float
+    notes: tuple[str, ...] = ()  # of "auto", "instruction", "best" (of the path)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One degraded photo: files to show, auto mode's report and, once restored, the scores."""
+
+    recipe: Recipe
+    report: dict[str, Any]
+    degraded: str
+    restored: str = ""
+    scores: tuple[Score, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strength of a sweep: auto mode's report, and the PSNR (dB) of input, auto, each level's expert."""
+
+    strength: float
+    report: dict[str, Any]
+    degraded: float
+    auto: float
+    levels: tuple[float, ...]
+
+
+def known_tasks(tree: DegradationTree) -> tuple[Task, ...]:
+    """The tasks that some leaf of the tree serves."""
+    known = {task for sets in tree.task_sets for tasks in sets for task in tasks}
+    return tuple(task for task in Task if task in known)
+
+
+def span(task: Task) -> tuple[float, float]:
+    """From none to the far end of the held-out band; quality goes down."""
+    low, high = RANGES["single"][task]["out"]
+    return NONE[task], low if NONE[task] > high else high
+
+
+def beyond(task: Task, strength: float) -> bool:
+    """Whether a strength lies in the band that training never saw."""
+    low, high = RANGES["single"][task]["in"]
+    return strength < low if NONE[task] > high else strength > high
+
+
+def lab_recipe(task: Task, strength: float, seed: int) -> Recipe:
+    """One degradation; at the strength of `NONE` the photo as it is. Raises ValueError outside the span."""
+    ends = span(task)
+    if not min(ends) <= strength <= max(ends):
+        raise ValueError(f"strength of {task.value}: expected {min(ends):g} to {max(ends):g}, got {strength}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {seed}")
+    steps = () if strength == NONE[task] else (make_step(task, strength, child_generator(seed, 101)),)
+    return Recipe(steps, seed)
+
+
+class Lab:
+    """The model behind the lab. Files for the browser go where the page's other files go."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers, self.model = handlers, handlers.model
+
+    def trials(self, photo: str | None, task: Task, strength: float, seed: int) -> Iterator[Trial]:
+        """First the route, which answers while a slider moves, then the restored photo and the scores.
+
+        Raises ValueError for what is no photo and for a strength or seed that cannot be.
+        """
+        recipe = lab_recipe(task, strength, seed)
+        clean = self._clean(photo)
+        degraded = as_file(recipe.apply(clean))
+        result, named = self._decide(degraded, task)
+        trial = Trial(recipe, describe(self.model, result), self.handlers.write(to_pil(degraded), "degraded"))
+        yield trial
+        outputs = self._outputs(degraded, result.route, named)
+        auto = int(result.route.expert)
+        yield replace(
+            trial,
+            restored=self.handlers.write(to_pil(outputs[auto]), "restored"),
+            scores=self._scores(clean, degraded, outputs, auto, named),
+        )
+
+    def sweep(
+        self, photo: str | None, task: Task, seed: int, progress: Callable[[float], None] | None = None
+    ) -> list[Point]:
+        """The same photo from no degradation to far beyond training, in `SWEEP_STEPS` even steps.
+
+        The route sees the whole photo; the experts restore its middle part of at most `SWEEP_PX` a side.
+        """
+        clean = self._clean(photo)
+        start, end = span(task)
+        points = []
+        for step in range(SWEEP_STEPS):
+            strength = start + (end - start) * step / (SWEEP_STEPS - 1)
+            degraded = as_file(lab_recipe(task, strength, seed).apply(clean))
+            result, named = self._decide(degraded, task)
+            part, original = middle(degraded), middle(clean)
+            outputs = self._outputs(part, result.route, named)
+            quality = {expert: psnr(output, original)[0] for expert, output in outputs.items()}
+            levels = tuple(quality[expert] for expert in self._path(named))
+            auto = quality[int(result.route.expert)]
+            report = describe(self.model, result)
+            points.append(Point(strength, report, psnr(part, original)[0], auto, levels))
+            if progress:
+                progress((step + 1) / SWEEP_STEPS)
+        return points
+
+    def _clean(self, photo: str | None) -> Tensor:
+        image = read_photo(photo) if photo else load_image(BUILT_IN)
+        return from_uint8(to_uint8(load_image(shrink(to_pil(image), LAB_PX))))
+
+    def _decide(self, degraded: Tensor, task: Task) -> tuple[Restoration, Route]:
+        """Auto mode's decision (without an image), and the route under the instruction that names `task`."""
+        estimate = self.model.estimate(degraded)
+        auto, named = self.model.route(estimate), self.model.route(estimate, (task,))
+        return Restoration(degraded[:, :, :0, :0], estimate, auto, {}), named
+
+    def _path(self, route: Route) -> list[int]:
+        return self.model.tree.expert_table[int(route.leaf)].tolist()
+
+    def _outputs(self, degraded: Tensor, auto: Route, named: Route) -> dict[int, Tensor]:
+        """The photo restored by each expert on the named task's path and by auto mode's choice."""
+        experts = {*self._path(named), int(auto.expert)}
+        return {expert: self.model.experts(degraded, torch.tensor([expert])) for expert in sorted(experts)}
+
+    def _scores(
+        self, clean: Tensor, degraded: Tensor, outputs: dict[int, Tensor], auto: int, named: Route
+    ) -> tuple[Score, ...]:
+        tree, path = self.model.tree, self._path(named)
+        measured = {expert: agreement(output, clean) for expert, output in outputs.items()}
+        best = max(path, key=lambda expert: measured[expert][0])
+        notes = {"auto": auto, "instruction": int(named.expert), "best": best}
+        rows = [Score("", "as degraded", *agreement(degraded, clean))]
+        for expert in [*path, *(expert for expert in outputs if expert not in path)]:
+            said = tuple(note for note, who in notes.items() if who == expert)
+            rows.append(Score(tree.expert_names[expert], tree.words(expert), *measured[expert], said))
+        return tuple(rows)
+
+
+def as_file(x: Tensor) -> Tensor:
+    """Rounded to 8 bits, as a photo arrives."""
+    return from_uint8(to_uint8(x))
+
+
+def middle(x: Tensor, side: int = SWEEP_PX) -> Tensor:
+    """The middle of x (B, 3, H, W), at most `side` pixels each way."""
+    top, left = (max(0, (length - side) // 2) for length in x.shape[2:])
+    return x[..., top : top + side, left : left + side]
+
+
+def agreement(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """PSNR in dB and SSIM; nan for the latter where a side is too short for its window."""
+    return psnr(x, y)[0], ssim(x, y)[0] if min(x.shape[2:]) >= SSIM_WINDOW_PX else math.nan
