@@ -1,6 +1,7 @@
-"""Takes README's picture of the page: `python -m assets.make_screenshot [TASK] [FILE]`, in Chromium.
+"""Takes README's pictures of the page in Chromium: `python -m assets.make_screenshot [TASK] [FOLDER]`.
 
-Serves the page with the shipped checkpoint on a free port, clicks a task's example and names the task.
+Serves the page with the shipped checkpoint on a free port. page.png: a task's example, the task named. lab.png:
+the degradation lab after a sweep over the strength of noise.
 """
 
 import os
@@ -13,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from unirestorer.types import Task
 
@@ -22,27 +23,50 @@ SIZE = (1440, 1560)                         # tall enough for the whole page
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
-def take(url: str, task: Task, target: Path) -> None:
-    """The whole page after a click on a task's example and on the task itself, as a PNG of 256 colours."""
-    number = list(Task).index(task)
+def open_page(playwright: Playwright, url: str) -> tuple[Browser, Page]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
-        page.goto(f"{url}/?__theme=light")
-        page.click(f'#examples [data-example="{number}"]')
-        page.wait_for_selector("#verdict .lead", timeout=120_000)
-        page.locator("#tasks input").nth(number).check()
-        page.wait_for_selector("#choice-slider img", timeout=120_000)
-        page.wait_for_timeout(4000)             # the plots' transitions
-        page.screenshot(path=target)
-        browser.close()
+    browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
+    page.set_default_timeout(120_000)
+    page.goto(f"{url}/?__theme=light")
+    page.wait_for_selector("#map .scatterlayer")
+    return browser, page
+
+
+def take_page(page: Page, task: Task, target: Path) -> None:
+    """The whole page after a click on a task's example and on the task itself."""
+    number = list(Task).index(task)
+    page.click(f'#examples [data-example="{number}"]')
+    page.wait_for_selector("#verdict .lead")
+    page.locator("#tasks input").nth(number).check()
+    page.wait_for_selector("#choice-slider img")
+    save(page, target, full=False)
+
+
+def take_lab(page: Page, target: Path) -> None:
+    """The degradation lab after a sweep, with the sidebar closed."""
+    page.get_by_role("tab", name="Degradation lab").click()
+    page.click("#sidebar .toggle-button")
+    page.wait_for_selector("#lab-slider img")
+    page.get_by_label("noise", exact=True).check()
+    page.wait_for_function("document.querySelector('#lab-verdict').innerText.includes('noise (')")
+    page.click("#lab-sweep")
+    page.wait_for_selector("#lab-trajectory .scatterlayer")
+    page.set_viewport_size({"width": SIZE[0], "height": 900})
+    save(page, target, full=True)
+
+
+def save(page: Page, target: Path, *, full: bool) -> None:
+    """A PNG of 256 colours, once the plots stand still."""
+    page.wait_for_timeout(4000)
+    page.screenshot(path=target, full_page=full)
     Image.open(target).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    print(f"{target}: {target.stat().st_size // 1024} KiB")
 
 
 def main() -> None:
     task = Task(sys.argv[1]) if len(sys.argv) > 1 else Task.DERAIN
-    target = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("page.png")
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,11 +80,14 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.3)
-        take(url, task, target)
+        with sync_playwright() as playwright:
+            browser, page = open_page(playwright, url)
+            take_page(page, task, folder / "page.png")
+            take_lab(page, folder / "lab.png")
+            browser.close()
     finally:
         server.terminate()
         server.wait(20)
-    print(f"{target}: {target.stat().st_size // 1024} KiB")
 
 
 if __name__ == "__main__":
