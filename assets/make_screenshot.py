@@ -1,6 +1,6 @@
 """Takes README's pictures of the page in Chromium: `python -m assets.make_screenshot [TASK] [FOLDER]`.
 
-Serves the page with the shipped checkpoint on a free port. page.png: a task's example, the task named. lab.png:
+Serves the page with the shipped checkpoint. page.png: a task's example and the task named; lab.png:
 the degradation lab after a sweep over the strength of noise.
 """
 

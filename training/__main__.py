@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from training import evaluate, overhead
+from training import classical, evaluate, overhead
 from training.compare_shapes import compare
 from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
+  python -m training classical --checkpoint single --data VALIDATION --limit 8
   python -m training overhead --checkpoint single
 """
 HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}  # size of the corpus of held-out photos
@@ -274,6 +275,11 @@ def shapes_stage(run: Run) -> None:
 
 
 VERBS = {**STAGES, "shapes": shapes_stage}
+MEASUREMENTS = {  # of a finished checkpoint: in words, and the module that has the options and does it
+    "evaluate": ("measure a checkpoint by the protocol", evaluate),
+    "classical": ("compare a checkpoint with classical methods", classical),
+    "overhead": ("measure what routing costs beside restoring a 512 x 512 photo", overhead),
+}
 
 
 def say(text: str) -> None:
@@ -315,16 +321,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         one.add_argument(
             "--no-compile", action="store_true", help="do without torch.compile (needs a C++ compiler)"
         )
-    text = "measure a checkpoint by the protocol"
-    one = verbs.add_parser(
-        "evaluate", help=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    evaluate.add_arguments(one)
-    text = "measure what routing costs beside restoring a 512 x 512 photo"
-    one = verbs.add_parser(
-        "overhead", help=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    overhead.add_arguments(one)
+    for verb, (text, module) in MEASUREMENTS.items():
+        one = verbs.add_parser(verb, help=text, description=text, epilog=EXAMPLES,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        module.add_arguments(one)
     return parser.parse_args(words)
 
 
@@ -355,11 +355,8 @@ def make_run(arguments: argparse.Namespace) -> Run:
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     try:
-        if arguments.verb == "evaluate":
-            evaluate.run(arguments)
-            return 0
-        if arguments.verb == "overhead":
-            overhead.run(arguments)
+        if arguments.verb in MEASUREMENTS:
+            MEASUREMENTS[arguments.verb][1].run(arguments)
             return 0
         run = make_run(arguments)
         run.work.mkdir(parents=True, exist_ok=True)

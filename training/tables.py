@@ -15,6 +15,7 @@ from typing import Any
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from training import classical
 from training.evaluate import KEY, quality_rows, table
 from training.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
@@ -49,6 +50,7 @@ def results(metrics: dict[str, Any]) -> str:
             *lines,
             *routing(measured),
             *uncertainty(measured),
+            *classical.markdown(metrics.get("classical")),
             *overhead(metrics.get("overhead")),
             *shapes(metrics.get("shapes")),
         ]
