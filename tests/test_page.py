@@ -252,6 +252,30 @@ def test_the_lab_follows_the_slider_and_sweeps(browser: Any, url: str, photo: st
             page.wait_for_selector("#map .scatterlayer")
 
 
+def test_experts_are_compared_in_step(browser: Any, url: str, photo: str) -> None:
+    with Visit(browser, url) as visit:
+        page = visit.page
+        page.get_by_role("tab", name="Compare experts").click()
+        page.wait_for_selector("text=Give a photo in the Restore tab first")
+        page.get_by_role("tab", name="Restore").click()
+        visit.upload(photo)
+        page.get_by_role("tab", name="Compare experts").click()
+        page.wait_for_function("document.querySelectorAll('#compare .pane').length === 4")
+        loaded = "[...document.querySelectorAll('#compare img')].every(i => i.naturalWidth === 160)"
+        page.wait_for_function(loaded)
+        page.get_by_role("button", name="Zoom in").click()
+        pictures = "[...document.querySelectorAll('#compare img.result')]"
+        moved = page.evaluate(f"{pictures}.map(i => getComputedStyle(i).transform)")
+        assert len(moved) == 4 and all(matrix.startswith("matrix(1.5, 0, 0, 1.5, -") for matrix in moved)
+        page.locator("#compare .pane").nth(1).focus()
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate(f"{pictures}.map(i => getComputedStyle(i).transform)")[0] != moved[0]
+        page.get_by_role("button", name="Show what each one changed").click()
+        shown = page.locator("#compare img.difference")
+        assert shown.count() == 3 and all(shown.nth(i).is_visible() for i in range(3))
+        assert visit.serious_findings() == []
+
+
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
     with Visit(browser, url, (390, 844)) as visit:
         page = visit.page

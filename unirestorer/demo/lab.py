@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unirestorer.degradation import RANGES, Recipe, make_step
 from unirestorer.degradation.recipe import child_generator
+from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
 from unirestorer.demo.handlers import Handlers, read_photo, shrink
 from unirestorer.imaging import from_uint8, load_image, to_pil, to_uint8
@@ -138,7 +139,7 @@ class Lab:
             strength = start + (end - start) * step / (SWEEP_STEPS - 1)
             degraded = as_file(lab_recipe(task, strength, seed).apply(clean))
             result, named = self._decide(degraded, task)
-            part, original = middle(degraded), middle(clean)
+            part, original = centre(degraded, SWEEP_PX), centre(clean, SWEEP_PX)
             outputs = self._outputs(part, result.route, named)
             quality = {expert: psnr(output, original)[0] for expert, output in outputs.items()}
             levels = tuple(quality[expert] for expert in self._path(named))
@@ -184,12 +185,6 @@ class Lab:
 def as_file(x: Tensor) -> Tensor:
     """Rounded to 8 bits, as a photo arrives."""
     return from_uint8(to_uint8(x))
-
-
-def middle(x: Tensor, side: int = SWEEP_PX) -> Tensor:
-    """The middle of x (B, 3, H, W), at most `side` pixels each way."""
-    top, left = (max(0, (length - side) // 2) for length in x.shape[2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def agreement(x: Tensor, y: Tensor) -> tuple[float, float]:
