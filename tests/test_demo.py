@@ -455,7 +455,7 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
         if type(block).__name__ in ("Image", "ImageSlider"):
             assert block.format == "png", "webp would lose what was restored"
     model_events = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
-    assert len(model_events) == 4
+    assert len(model_events) == 10
     options = launch_options()
     assert options["ssr_mode"] is False and options["show_error"] is False
     assert page.delete_cache == (600, 3600)

@@ -276,6 +276,23 @@ def test_experts_are_compared_in_step(browser: Any, url: str, photo: str) -> Non
         assert visit.serious_findings() == []
 
 
+def test_many_photos_are_routed_at_once(browser: Any, url: str, photo: str, tmp_path: Path) -> None:
+    text = tmp_path / "<b>text.png"
+    text.write_text("not a photo")
+    with Visit(browser, url, dark=True) as visit:
+        page = visit.page
+        page.get_by_role("tab", name="Many photos").click()
+        page.set_input_files("#batch-files input[type=file]", [photo, str(text)])
+        page.wait_for_selector("#batch-table tbody tr")
+        assert page.locator("#batch-table tbody tr").count() == 2
+        assert "1 photo went to 1 of 27 experts" in page.inner_text("#batch-summary")
+        saved = visit.download("#batch-csv").decode("utf-8-sig").splitlines()
+        assert saved[0].startswith("photo,looks like") and len(saved) == 3
+        assert visit.serious_findings() == []
+        page.click("#batch-vary")
+        page.wait_for_function("document.querySelectorAll('#batch-table tbody tr').length === 50")
+
+
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
     with Visit(browser, url, (390, 844)) as visit:
         page = visit.page

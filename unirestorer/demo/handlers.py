@@ -141,7 +141,7 @@ class Handlers:
 
     def keep(self, path: Path) -> str:
         """A copy of a file where the browser may fetch it."""
-        return self._keep(path.read_bytes(), path.name)
+        return self.keep_bytes(path.read_bytes(), path.name)
 
     def restore(self, photo: str | None, tasks: list[str], expert: str | None) -> tuple[str, dict[str, Any]]:
         """A photo's file -> the restored PNG and the report. Raises ValueError."""
@@ -180,15 +180,16 @@ class Handlers:
         report: dict[str, Any] = {"photo": {"width": width, "height": height}, "auto": memory.auto.report}
         if choice is not None:
             report["choice"] = {"tasks_named": list(tasks), "expert_forced": expert or None, **choice.report}
-        return self._keep(json.dumps(report, indent=1).encode(), "report.json")
+        return self.keep_bytes(json.dumps(report, indent=1).encode(), "report.json")
 
     def write(self, image: Image.Image, name: str) -> str:
         """A picture as a PNG file where the browser may fetch it. Raises ValueError when the disk is full."""
         data = io.BytesIO()
         image.save(data, "PNG", compress_level=4)  # lossless at any level, in half the default's time
-        return self._keep(data.getvalue(), f"{name}.png")
+        return self.keep_bytes(data.getvalue(), f"{name}.png")
 
-    def _keep(self, data: bytes, name: str) -> str:
+    def keep_bytes(self, data: bytes, name: str) -> str:
+        """A file with these bytes where the browser may fetch it. Raises ValueError when the disk is full."""
         try:
             return save_bytes_to_cache(data, name, str(self.folder))
         except OSError:

@@ -112,7 +112,7 @@ class Lab:
         Raises ValueError for what is no photo and for a strength or seed that cannot be.
         """
         recipe = lab_recipe(task, strength, seed)
-        clean = self._clean(photo)
+        clean = lab_photo(photo)
         degraded = as_file(recipe.apply(clean))
         result, named = self._decide(degraded, task)
         trial = Trial(recipe, describe(self.model, result), self.handlers.write(to_pil(degraded), "degraded"))
@@ -132,7 +132,7 @@ class Lab:
 
         The route sees the whole photo; the experts restore its middle part of at most `SWEEP_PX` a side.
         """
-        clean = self._clean(photo)
+        clean = lab_photo(photo)
         start, end = span(task)
         points = []
         for step in range(SWEEP_STEPS):
@@ -149,10 +149,6 @@ class Lab:
             if progress:
                 progress((step + 1) / SWEEP_STEPS)
         return points
-
-    def _clean(self, photo: str | None) -> Tensor:
-        image = read_photo(photo) if photo else load_image(BUILT_IN)
-        return from_uint8(to_uint8(load_image(shrink(to_pil(image), LAB_PX))))
 
     def _decide(self, degraded: Tensor, task: Task) -> tuple[Restoration, Route]:
         """Auto mode's decision (without an image), and the route under the instruction that names `task`."""
@@ -180,6 +176,15 @@ class Lab:
             said = tuple(note for note, who in notes.items() if who == expert)
             rows.append(Score(tree.expert_names[expert], tree.words(expert), *measured[expert], said))
         return tuple(rows)
+
+
+def lab_photo(photo: str | None) -> Tensor:
+    """A photo's file, or the built-in picture, as (1, 3, H, W) of at most `LAB_PX` a side.
+
+    Raises ValueError for what is no photo.
+    """
+    image = read_photo(photo) if photo else load_image(BUILT_IN)
+    return as_file(load_image(shrink(to_pil(image), LAB_PX)))
 
 
 def as_file(x: Tensor) -> Tensor:

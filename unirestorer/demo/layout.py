@@ -12,6 +12,7 @@ from gradio.utils import get_upload_folder
 
 from unirestorer.demo import panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
+from unirestorer.demo.batch_tab import add_batch
 from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
@@ -103,6 +104,8 @@ def build_page(model: UniRestorer) -> gr.Blocks:
                 add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
             with gr.Tab("Compare experts", id="compare") as compare_tab:
                 add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
+            with gr.Tab("Many photos", id="batch"):
+                add_batch(handlers, MODEL_QUEUE)
         _connect_model(handlers, memory, sidebar, card, results, explanations)
         _connect_clicks(handlers, examples, sidebar, card, results, explanations)
         add_endpoints(handlers, MODEL_QUEUE)

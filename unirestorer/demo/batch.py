@@ -1,0 +1,179 @@
+"""Many photos through the router alone: who gets how many, and how evenly the levels are loaded."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from unirestorer.degradation import draw_recipe
+from unirestorer.demo import words
+from unirestorer.demo.handlers import Handlers, read_photo
+from unirestorer.demo.lab import as_file, lab_photo
+from unirestorer.report import describe
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Restoration
+
+LIMIT = 50  # photos at once
+COLUMNS = ("photo", "looks like", "leaf", "level", "expert", "uncertainty percentile", "distance percentile")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One photo's name and its report, or what was wrong with it."""
+
+    name: str
+    report: dict[str, Any] | None
+    error: str = ""
+
+
+def route_files(
+    handlers: Handlers, photos: Sequence[str], progress: Callable[[float], None] | None = None
+) -> list[Routed]:
+    """The route of each photo's file; a bad file is told in its row and the others go on.
+
+    Raises ValueError for none and for more than `LIMIT`.
+    """
+    if not photos:
+        raise ValueError("no photo was given: choose some files")
+    if len(photos) > LIMIT:
+        raise ValueError(f"got {len(photos)} photos: give at most {LIMIT} at once")
+    rows = []
+    for number, photo in enumerate(photos):
+        name = Path(photo).name
+        try:
+            rows.append(Routed(name, _look(handlers, read_photo(photo))))
+        except ValueError as error:
+            rows.append(Routed(name, None, str(error)))
+        if progress:
+            progress((number + 1) / len(photos))
+    return rows
+
+
+def route_variants(
+    handlers: Handlers, photo: str | None, seed: int, progress: Callable[[float], None] | None = None
+) -> list[Routed]:
+    """The route of one clean photo degraded in `LIMIT` ways drawn from the trained ranges.
+
+    Raises ValueError for what is no photo and for a seed that cannot be.
+    """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {seed}")
+    clean = lab_photo(photo)
+    rows = []
+    for number in range(LIMIT):
+        recipe = draw_recipe(seed * LIMIT + number, setting="single")
+        name = f"{recipe.words} ({recipe.steps[0].strength:.3g})"
+        rows.append(Routed(name, _look(handlers, as_file(recipe.apply(clean)))))
+        if progress:
+            progress((number + 1) / LIMIT)
+    return rows
+
+
+def _look(handlers: Handlers, x: Any) -> dict[str, Any]:  # noqa: ANN401 - a photo (1, 3, H, W)
+    estimate = handlers.model.estimate(x)
+    route = handlers.model.route(estimate)
+    return describe(handlers.model, Restoration(x[:, :, :0, :0], estimate, route, {}))
+
+
+def loads(tree: DegradationTree, rows: Sequence[Routed]) -> tuple[list[float], list[float], float]:
+    """Share of photos per level, mean probability per level, and the latter's deviation over mean (Eq. 8)."""
+    reports = [row.report for row in rows if row.report]
+    if not reports:
+        return [0.0] * tree.levels, [0.0] * tree.levels, 0.0
+    hard = [
+        sum(report["level"] == level for report in reports) / len(reports) for level in range(tree.levels)
+    ]
+    soft = [
+        fmean(report["levels"][level]["probability"] for report in reports) for level in range(tree.levels)
+    ]
+    return hard, soft, pstdev(soft) / fmean(soft)
+
+
+def table_cells(rows: Sequence[Routed]) -> list[list[str]]:
+    """A row of text per photo, in the order of `COLUMNS`."""
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: Routed) -> list[str]:
+    report = row.report
+    if report is None:
+        return [row.name, row.error, *[""] * (len(COLUMNS) - 2)]
+    return [
+        row.name,
+        report["captions"][0]["text"].removeprefix("a photo with ") if report["captions"] else "",
+        report["leaves"][report["leaf"]]["name"],
+        words.level_word(report["level"], len(report["levels"])),
+        report["expert_name"],
+        *(
+            f"{report[key]:.0f}" if key in report else ""
+            for key in ("e_gran_percentile", "distance_percentile")
+        ),
+    ]
+
+
+def to_csv(rows: Sequence[Routed]) -> bytes:
+    """The table for a spreadsheet. A text that one would run as a formula gets a quote before it."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for cells in (COLUMNS, *table_cells(rows)):
+        writer.writerow([f"'{cell}" if cell[:1] in "=+-@\t\r" and cell else cell for cell in cells])
+    return text.getvalue().encode("utf-8-sig")
+
+
+def summary_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
+    """Loads of the levels and of the experts as bars, and σ/μ in words."""
+    hard, soft, uneven = loads(tree, rows)
+    routed = [row.report for row in rows if row.report]
+    if not routed:
+        return '<p class="say">None of these files is a photo.</p>'
+    levels = "".join(
+        _bar(
+            words.level_word(level, tree.levels),
+            "",
+            share,
+            f"{share:.0%} chosen, mean probability {mean:.0%}",
+        )
+        for level, (share, mean) in enumerate(zip(hard, soft, strict=True))
+    )
+    counts = Counter(report["expert_name"] for report in routed)
+    experts = "".join(
+        _bar("", name, count / len(routed), f"{count} of {len(routed)}")
+        for name, count in counts.most_common()
+    )
+    return (
+        f'<p class="say">{len(routed)} photo{"s" * (len(routed) != 1)} went to {len(counts)} of '
+        f"{len(tree.expert_names)} experts. "
+        f"Load balance of the levels, σ/μ of Eq. 8: <b>{uneven:.2f}</b> (0 = all alike, "
+        f"{(tree.levels - 1) ** 0.5:.2f} = one takes all).</p>"
+        f'<div class="split"><div><p class="label">Levels</p><div class="bars">{levels}</div></div>'
+        f'<div><p class="label">Experts</p><div class="bars">{experts}</div></div></div>'
+    )
+
+
+def _bar(title: str, name: str, share: float, value: str) -> str:
+    return (
+        f'<div class="bar"><span><b>{html.escape(title)}</b> {html.escape(name)}</span>'
+        f'<span class="value">{html.escape(value)}</span>'
+        f'<span class="track"><i style="width:{100 * share:.1f}%"></i></span></div>'
+    )
+
+
+def table_html(rows: Sequence[Routed]) -> str:
+    """Every photo's route."""
+    heads = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(cells[0])}</th>'
+        f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells[1:])}</tr>"
+        for cells in table_cells(rows)
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Routes"><table class="routes"><thead><tr>'
+        f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
