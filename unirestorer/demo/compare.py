@@ -62,7 +62,7 @@ element.addEventListener('keydown', event => {
   else return;
   event.preventDefault(); apply();
 });
-watch('value', apply);
+watch('value', () => requestAnimationFrame(apply));
 """
 
 

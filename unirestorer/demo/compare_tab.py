@@ -44,7 +44,7 @@ def add_compare(handlers: Handlers, tab: gr.Tab, memory: gr.State, queue: str) -
 
     settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": queue, "concurrency_limit": 1}
     gr.on(
-        [tab.select, extra.change],
+        [tab.select, extra.input],
         run,
         [memory, extra],
         panes,

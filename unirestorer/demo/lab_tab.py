@@ -205,7 +205,7 @@ def _connect(
     inputs = [controls.photo, controls.task, controls.strength, controls.seed]
     quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on(
-        [tab.select, controls.photo.change, controls.strength.input, controls.seed.change],
+        [tab.select, controls.photo.change, controls.strength.input, controls.seed.input],
         run, inputs, shown, **quiet, **settings,
     )  # fmt: skip
     controls.task.input(
