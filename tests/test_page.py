@@ -298,6 +298,33 @@ def test_many_photos_are_routed_at_once(browser: Any, url: str, photo: str, tmp_
         page.wait_for_function("document.querySelectorAll('#batch-table tbody tr').length === 50")
 
 
+def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
+    from unirestorer.demo.lessons import LESSONS
+
+    with Visit(browser, url) as visit:
+        page = visit.page
+        page.get_by_role("tab", name="Lessons").click()
+        for number, lesson in enumerate(LESSONS):
+            page.wait_for_function(
+                "title => document.querySelector('#lesson h2').innerText === title", arg=lesson.title
+            )
+            page.get_by_label(lesson.choices[lesson.answer], exact=True).check()
+            page.wait_for_function("document.querySelector('#lesson-answer').innerText.startsWith('Right.')")
+            if number == 0:
+                assert visit.serious_findings() == []
+                page.click("#lesson-show")  # sets the Restore tab
+                page.wait_for_selector("#auto-slider img")
+                page.get_by_role("tab", name="Lessons").click()
+            if lesson.numbers:
+                page.wait_for_function(
+                    "document.querySelector('#lesson-numbers').innerText.match(/with noise|together/)"
+                )
+            if number + 1 < len(LESSONS):
+                page.click("#lesson-next")
+        assert page.locator("#lesson-next").is_disabled()
+        assert visit.serious_findings() == []
+
+
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
     with Visit(browser, url, (390, 844)) as visit:
         page = visit.page

@@ -172,7 +172,7 @@ def level_bars(tree: DegradationTree, report: dict[str, Any] | None = None) -> s
         chosen = report is not None and report["level"] == level
         name = words.level_word(level, tree.levels)
         rows.append(
-            _bar(name, entry["name"] if entry else "", entry["probability"] if entry else None, chosen)
+            bar(name, entry["name"] if entry else "", entry["probability"] if entry else None, chosen)
         )
     return f'<div class="bars" role="list">{"".join(rows)}</div>'
 
@@ -181,11 +181,12 @@ def caption_bars(report: dict[str, Any] | None) -> str:
     """The captions that fit the photo best."""
     if report is None:
         return ""
-    rows = [_bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
+    rows = [bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
     return f'<p class="label">Nearest captions</p><div class="bars wide" role="list">{"".join(rows)}</div>'
 
 
-def _bar(title: str, name: str, probability: float | None, chosen: bool) -> str:
+def bar(title: str, name: str, probability: float | None, chosen: bool) -> str:
+    """One labelled bar, to stand inside an element of class "bars"; unknown probabilities are a dash."""
     share = probability or 0.0
     mark = '<span class="tick" aria-hidden="true">✓</span><span class="sr">chosen</span>' if chosen else ""
     title = f"<b>{html.escape(title)}</b> " if title else ""

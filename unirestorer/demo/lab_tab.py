@@ -48,13 +48,14 @@ class SweepDisplay:
     trajectory: gr.Plot
 
 
-def add_lab(lab: Lab, tab: gr.Tab, queue: str) -> None:
-    """Fill the tab under construction and connect its events."""
+def add_lab(lab: Lab, tab: gr.Tab, queue: str) -> Controls:
+    """Fill the tab under construction and connect its events; returns what lessons may set."""
     with gr.Row(equal_height=True):
         controls = _controls(known_tasks(lab.model.tree))
         display = _display()
     sweep = _sweep()
     _connect(lab, tab, controls, display, sweep, queue)
+    return controls
 
 
 def strength_slider(task: Task) -> dict[str, Any]:

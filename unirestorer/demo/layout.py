@@ -18,6 +18,7 @@ from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_h
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
 from unirestorer.demo.lab import Lab
 from unirestorer.demo.lab_tab import add_lab
+from unirestorer.demo.lessons_tab import add_lessons
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
@@ -93,7 +94,7 @@ def build_page(model: UniRestorer) -> gr.Blocks:
         memory = gr.State(None, time_to_live=KEPT_SECONDS)
         sidebar = _sidebar(model)
         gr.HTML(panels.HEADER, elem_id="top")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Restore", id="restore"):
                 with gr.Row(equal_height=True, elem_id="first"):
                     card = _photo_card(examples)
@@ -101,11 +102,15 @@ def build_page(model: UniRestorer) -> gr.Blocks:
                 with gr.Row(equal_height=True, elem_id="panels"):
                     explanations = _explanations(start)
             with gr.Tab("Degradation lab", id="lab") as lab_tab:
-                add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
+                lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
             with gr.Tab("Compare experts", id="compare") as compare_tab:
                 add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
             with gr.Tab("Many photos", id="batch"):
                 add_batch(handlers, MODEL_QUEUE)
+            with gr.Tab("Lessons", id="lessons") as lessons_tab:
+                add_lessons(
+                    handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
+                )
         _connect_model(handlers, memory, sidebar, card, results, explanations)
         _connect_clicks(handlers, examples, sidebar, card, results, explanations)
         add_endpoints(handlers, MODEL_QUEUE)

@@ -1,0 +1,84 @@
+"""The lessons say what holds, and set the page to what exists."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.losses import uncertainty_loss
+from unirestorer import UniRestorer
+from unirestorer.demo.examples import find_examples
+from unirestorer.demo.lab import span
+from unirestorer.demo.lessons import (
+    LESSONS,
+    lesson_html,
+    likelihood_html,
+    likelihood_terms,
+    noise_html,
+    noisy_leaf_probs,
+    verdict,
+)
+from unirestorer.types import Estimate
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> UniRestorer:
+    return UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def estimate(model: UniRestorer) -> Estimate:
+    return model.estimate(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("number", range(len(LESSONS)))
+def test_every_lesson_is_whole(number: int) -> None:
+    lesson = LESSONS[number]
+    assert len(set(lesson.choices)) == 3 and lesson.choices[lesson.answer]
+    for choice in range(3):
+        assert ("Right." in verdict(number, choice)) == (choice == lesson.answer)
+    assert verdict(number, None) == ""
+    markup = lesson_html(number)
+    for tag in ("p", "i", "abbr", "sub", "div"):
+        assert len(re.findall(rf"<{tag}[ >]", markup)) == len(re.findall(rf"</{tag}>", markup)), tag
+    setting = lesson.setting
+    if setting is not None:
+        assert setting.tab in {"restore", "lab", "batch"}
+        if setting.example:
+            assert setting.example in {example.word for example in find_examples()}
+        if setting.task is not None:
+            assert min(span(setting.task)) <= setting.strength <= max(span(setting.task))
+
+
+def test_there_are_eight_to_twelve_and_each_tries_something() -> None:
+    assert 8 <= len(LESSONS) <= 12
+    assert all(lesson.setting or lesson.numbers for lesson in LESSONS)
+
+
+def test_the_likelihoods_terms_are_the_loss_of_training(model: UniRestorer, estimate: Estimate) -> None:
+    u = torch.randn(estimate.e.shape[1], generator=torch.Generator().manual_seed(1))
+    misfit, price = likelihood_terms(estimate, u)
+    assert misfit + price == pytest.approx(float(uncertainty_loss(estimate, u[None])), rel=1e-4)
+    told = [float(x) for x in re.findall(r"<td>(-?[\d.]+)</td>", likelihood_html(model, estimate))]
+    assert told[0] + told[1] == pytest.approx(told[2], abs=2e-3)
+    assert "Restore tab" in likelihood_html(model, None)
+
+
+def test_noise_moves_the_leaves_and_none_is_serving(model: UniRestorer, estimate: Estimate) -> None:
+    served = model.route(estimate).leaf_probs[0]
+    plain, quiet = noisy_leaf_probs(model, estimate, 0.0, 0)
+    torch.testing.assert_close(plain, served)
+    torch.testing.assert_close(quiet, served)
+    draws = [noisy_leaf_probs(model, estimate, 5.0, seed)[1] for seed in range(3)]
+    assert all(float(draw.sum()) == pytest.approx(1) for draw in draws)
+    assert not torch.allclose(draws[0], draws[1]) and not torch.allclose(draws[0], served)
+    assert "with noise" in noise_html(model, estimate, 3.0, 0) and "Restore tab" in noise_html(
+        model, None, 3, 0
+    )
+
+
+def test_what_the_lesson_on_load_claims() -> None:
+    loads = torch.tensor([1.0, 0.0, 0.0])
+    assert float(loads.std(unbiased=False) / loads.mean()) == pytest.approx(math.sqrt(2))
