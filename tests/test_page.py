@@ -96,7 +96,12 @@ class Visit:
     """A page in a browser context of its own, and what went wrong on it."""
 
     def __init__(
-        self, browser: Any, url: str, size: tuple[int, int] = (1440, 1000), dark: bool = False
+        self,
+        browser: Any,
+        url: str,
+        size: tuple[int, int] = (1440, 1000),
+        dark: bool = False,
+        query: str = "",
     ) -> None:
         self.context = browser.new_context(viewport={"width": size[0], "height": size[1]})
         self.page = self.context.new_page()
@@ -104,10 +109,10 @@ class Visit:
         self.page.on("console", lambda m: m.type == "error" and self.problems.append(f"console: {m.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("request", lambda request: self._check(request.url, url))
-        self.page.goto(f"{url}/?__theme={'dark' if dark else 'light'}")
-        self.page.wait_for_selector("#examples [data-example]")
-        self.page.wait_for_selector("#map .scatterlayer")
-        self.page.wait_for_selector("#sidebar .toggle-button[aria-expanded]")
+        self.page.goto(f"{url}/?__theme={'dark' if dark else 'light'}{query}")
+        self.page.wait_for_selector("#examples [data-example]", state="attached")
+        self.page.wait_for_selector("#map .scatterlayer", state="attached")
+        self.page.wait_for_selector("#sidebar .toggle-button[aria-expanded]", state="attached")
 
     def _check(self, request: str, url: str) -> None:
         if not request.startswith((url, "data:", "blob:")):
@@ -323,6 +328,28 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
                 page.click("#lesson-next")
         assert page.locator("#lesson-next").is_disabled()
         assert visit.serious_findings() == []
+
+
+def test_a_link_round_trip(browser: Any, url: str) -> None:
+    query = "&example=0&tasks=desnow&hide=batch.sidebar&task=denoise&strength=60&tab=<b>"
+    with Visit(browser, url, query=query) as visit:
+        page = visit.page
+        page.wait_for_selector("#choice-slider img")
+        assert "Only snow kept" in page.inner_text("#choice")
+        assert page.get_by_role("tab", name="Compare experts").is_visible()
+        assert page.get_by_role("tab", name="Many photos").count() == 0
+        assert not page.locator("#sidebar").is_visible()
+        page.get_by_role("tab", name="Degradation lab").click()
+        page.wait_for_function("document.querySelector('#lab-verdict').innerText.includes('strength 60')")
+        page.locator("#lab-strength input[type=range]").focus()
+        page.keyboard.press("End")
+        page.wait_for_function("window.location.search.includes('strength=75')")
+        link = page.url.partition("?")[2].partition("&")[2]
+        assert "tab=lab" in link and "example=0" in link
+    with Visit(browser, url, query=f"&{link}") as visit:
+        visit.page.wait_for_function(
+            "document.querySelector('#lab-verdict')?.innerText.includes('strength 75')"
+        )
 
 
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:

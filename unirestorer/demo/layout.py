@@ -17,8 +17,9 @@ from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
 from unirestorer.demo.lab import Lab
-from unirestorer.demo.lab_tab import add_lab
+from unirestorer.demo.lab_tab import Controls, add_lab, strength_slider
 from unirestorer.demo.lessons_tab import add_lessons
+from unirestorer.demo.link import read_link
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
@@ -108,11 +109,10 @@ def build_page(model: UniRestorer) -> gr.Blocks:
             with gr.Tab("Many photos", id="batch"):
                 add_batch(handlers, MODEL_QUEUE)
             with gr.Tab("Lessons", id="lessons") as lessons_tab:
-                add_lessons(
-                    handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
-                )
+                add_lessons(handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples)
         _connect_model(handlers, memory, sidebar, card, results, explanations)
         _connect_clicks(handlers, examples, sidebar, card, results, explanations)
+        _connect_link(page, handlers, examples, sidebar, card, lab, tabs)
         add_endpoints(handlers, MODEL_QUEUE)
         page.load(None, js="() => window.unirestorerReady()")
     return page.queue(max_size=QUEUE_LENGTH)
@@ -353,3 +353,45 @@ def _connect_clicks(
     sidebar.reset.click(start_over, None, everything, **quiet)
     sliders = [results.auto.slider, results.choice.slider]
     results.divider.input(divide, results.divider, sliders, trigger_mode="always_last", **quiet)
+
+
+def _connect_link(
+    page: gr.Blocks,
+    handlers: Handlers,
+    examples: tuple[Example, ...],
+    sidebar: Sidebar,
+    card: PhotoCard,
+    lab: Controls,
+    tabs: gr.Tabs,
+) -> None:
+    """The address sets the page when it is opened, and follows it afterwards (see also page.js)."""
+
+    def open_link(request: gr.Request) -> dict[Any, Any]:
+        link = read_link(dict(request.query_params), handlers.model.tree, len(examples))
+        updates: dict[Any, Any] = {tabs: gr.Tabs(selected=link.tab)}
+        if link.example is not None:
+            updates[card.photo] = handlers.keep(examples[link.example].path)
+        if link.tasks:
+            updates[sidebar.tasks] = [task.value for task in link.tasks]
+        if link.expert:
+            updates[sidebar.expert] = link.expert
+        if link.task is not None:
+            slider = strength_slider(link.task)
+            strength = slider["value"] if link.strength is None else link.strength
+            updates |= {lab.task: link.task.value, lab.strength: gr.Slider(**{**slider, "value": strength})}
+        if link.seed:
+            updates[lab.seed] = link.seed
+        return updates
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    targets = [tabs, card.photo, sidebar.tasks, sidebar.expert, lab.task, lab.strength, lab.seed]
+    page.load(open_link, None, targets, **quiet)
+    for component, name, value in (
+        (sidebar.tasks, "tasks", "value.join('.')"),
+        (sidebar.expert, "expert", "value"),
+        (lab.task, "task", "value"),
+        (lab.strength, "strength", "String(value)"),
+        (lab.seed, "seed", "value ? String(value) : ''"),
+    ):
+        follow = f"(value) => {{ window.unirestorerLink('{name}', {value}); }}"
+        component.change(None, component, None, js=follow, api_visibility="private")

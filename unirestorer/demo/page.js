@@ -8,7 +8,7 @@ window.unirestorerReady = () => {
     const tell = () => toggle.setAttribute("aria-expanded", String(sidebar.classList.contains("open")));
     new MutationObserver(tell).observe(sidebar, { attributes: true, attributeFilter: ["class"] });
     tell();
-    if (window.innerWidth >= 1100 && !sidebar.classList.contains("open")) toggle.click();
+    if (window.innerWidth >= 1100 && !hidden.includes("sidebar") && !sidebar.classList.contains("open")) toggle.click();
   }
   document.querySelector("#verdict")?.setAttribute("aria-live", "polite");
   const names = { "auto-slider": "restored in auto mode", "choice-slider": "restored as you chose" };
@@ -27,3 +27,33 @@ window.unirestorerReady = () => {
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
 };
+
+// The state in the address: what differs from how the page starts. Photos never get there.
+window.unirestorerLink = (name, value) => {
+  const query = new URLSearchParams(window.location.search);
+  if (value === "" || value === null || value === undefined) query.delete(name);
+  else query.set(name, value);
+  const text = query.toString();
+  window.history.replaceState(window.history.state, "", window.location.pathname + (text ? `?${text}` : ""));
+};
+const hidden = (new URLSearchParams(window.location.search).get("hide") ?? "").split(".");
+const rules = ["lab", "compare", "batch", "lessons"].filter((name) => hidden.includes(name))
+  .map((name) => `#tabs [data-tab-id=${name}] { display: none !important; }`);
+if (hidden.includes("sidebar")) {
+  rules.push("#sidebar { display: none !important; } .sidebar-parent { padding-left: 0 !important; }");
+}
+if (rules.length) {
+  const style = document.createElement("style");
+  style.textContent = rules.join("\n");
+  document.head.append(style);
+}
+document.addEventListener("click", (event) => {
+  const example = event.target.closest("[data-example]");
+  const tab = event.target.closest("#tabs [role=tab]");
+  if (example) window.unirestorerLink("example", example.dataset.example);
+  if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
+  if (event.target.closest("#reset")) window.unirestorerLink("example", "");
+});
+document.addEventListener("change", (event) => {
+  if (event.target.closest("#photo input[type=file]")) window.unirestorerLink("example", "");
+});

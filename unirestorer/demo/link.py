@@ -1,0 +1,64 @@
+"""The page's state in its address, so that a teacher can hand out a prepared page. No photo travels in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unirestorer.demo.lab import known_tasks, span
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Task
+
+TABS = ("restore", "lab", "compare", "batch", "lessons")
+
+
+@dataclass(frozen=True)
+class Link:
+    """What an address asks for; what it does not name or names wrongly stays as the page starts."""
+
+    tab: str = "restore"
+    example: int | None = None
+    tasks: tuple[Task, ...] = ()
+    expert: str = ""
+    task: Task | None = None  # the lab's
+    strength: float | None = None
+    seed: int = 0
+    hide: frozenset[str] = frozenset()  # of TABS but the first, and "sidebar"; page.js hides them
+
+
+def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) -> Link:
+    """The state that a query such as `tab=lab&task=denoise&strength=60` asks for. Rubbish is passed over."""
+    known = known_tasks(tree)
+    tab = query.get("tab", "")
+    expert = query.get("expert", "")
+    named = set(query.get("tasks", "").split("."))
+    task = next((task for task in known if task.value == query.get("task")), None)
+    example = _whole(query.get("example"), examples - 1)
+    hidden = set(query.get("hide", "").split(".")) & {*TABS[1:], "sidebar"}
+    return Link(
+        tab=tab if tab in TABS and tab not in hidden else "restore",
+        example=example,
+        tasks=tuple(task for task in known if task.value in named),
+        expert=expert if expert in tree.expert_names else "",
+        task=task,
+        strength=_strength(query.get("strength"), task),
+        seed=_whole(query.get("seed"), 2**31 - 1) or 0,
+        hide=frozenset(hidden),
+    )
+
+
+def _whole(text: str | None, most: int) -> int | None:
+    if text is None or not (text.isascii() and text.isdecimal()) or len(text) > 10:
+        return None
+    return int(text) if int(text) <= most else None
+
+
+def _strength(text: str | None, task: Task | None) -> float | None:
+    if text is None or task is None:
+        return None
+    try:
+        value = float(text[:20])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and min(span(task)) <= value <= max(span(task)) else None
