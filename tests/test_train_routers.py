@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training.data import find_photos
-from training.draw import draw_photos
+from training.draw import draw_photo, draw_photos
 from training.losses import L1_FLOOR, expected_l1, load_loss, uncertainty_loss
 from training.train_routers import (
+    PAIR_ROWS,
     Embedded,
     draw_rows,
     embed,
@@ -111,6 +113,12 @@ def test_losses_by_hand() -> None:
     assert uncertainty_loss(estimate, torch.tensor([[3.0, 2.0]])).item() == pytest.approx(by_hand)
 
 
+SEVEN = DegradationTree(  # a leaf per task
+    (torch.zeros(1, 512), torch.zeros(7, 512), torch.eye(7, 512)),
+    (torch.tensor([0]), torch.zeros(7, dtype=torch.long), torch.arange(7)),
+    tuple({frozenset({task}): 9} for task in Task),
+    (("everything",), tuple("abcdefg"), tuple("abcdefg")),
+)
 SMALL = RoutersConfig(recipes=2, photos_per_recipe=2, trained_photos_per_recipe=1, crop_px=48)
 
 
@@ -131,17 +139,11 @@ def test_another_plan_is_never_taken_from_kept_blocks(tmp_path: Path) -> None:
     """Blocks are kept for a resumed run; a run with other settings must not find them."""
     folder = draw_photos(tmp_path / "photos", seed=0)
     photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
-    tree = DegradationTree(
-        (torch.zeros(1, 512), torch.randn(7, 512), torch.randn(7, 512)),
-        (torch.tensor([0]), torch.zeros(7, dtype=torch.long), torch.arange(7)),
-        tuple({frozenset({task}): 9} for task in Task),
-        (("everything",), tuple("abcdefg"), tuple("abcdefg")),
-    )
     extractor = Extractor(preset("tiny").extractor, ("a clean photo",)).eval()
 
     def made(config: RoutersConfig) -> Embedded:
         return embed(
-            extractor, tree, photos, trained, config, "single", 0, tmp_path / "work", torch.device("cpu")
+            extractor, SEVEN, photos, trained, config, "single", 0, tmp_path / "work", torch.device("cpu")
         )
 
     first = made(SMALL)
@@ -158,6 +160,30 @@ def test_another_plan_is_never_taken_from_kept_blocks(tmp_path: Path) -> None:
     plan, _ = draw_rows(photos, trained, SMALL, "single", 0)
     changed = [*plan[:-1], replace(plan[-1], photo="another.png")]
     assert len({plan_key(plan, 48), plan_key(plan, 96), plan_key(changed, 48)}) == 3
+
+
+def test_real_pairs_are_learned_from(tmp_path: Path) -> None:
+    folder = draw_photos(tmp_path / "photos", seed=0)
+    for part in ("clean", "degraded"):
+        (folder / "lowlight_pairs" / part).mkdir(parents=True)
+        for index in range(12):
+            picture = np.asarray(draw_photo(100 + index, (70, 60)))
+            picture = picture if part == "clean" else picture // 8
+            Image.fromarray(picture).save(folder / "lowlight_pairs" / part / f"p{index}.png")
+    photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
+    plan, _ = draw_rows(photos, trained, SMALL, "single", seed=0)
+    pairs = [row for row in plan if row.source]
+    assert {row.source for row in pairs} == {degraded for _, degraded, _ in (*photos.pairs, *trained.pairs)}
+    assert len(pairs) == PAIR_ROWS * len({row.source for row in pairs}) and pairs
+    assert not any(row.source for row in draw_rows(photos, trained, SMALL, "mixed", seed=0)[0])
+    torch.manual_seed(0)
+    extractor, cpu = Extractor(preset("tiny").extractor, ("a clean photo",)).eval(), torch.device("cpu")
+    data = embed(extractor, SEVEN, photos, trained, SMALL, "single", 0, tmp_path / "work", cpu)
+    places = [i for i, row in enumerate(plan) if row.source]
+    assert set(data.leaf[places].tolist()) == {list(Task).index(Task.LOWLIGHT)}
+    for place in places:
+        dark, bright = data.lq[place].astype(int), data.hq[place].astype(int)
+        np.testing.assert_array_equal(dark, bright // 8)  # the same window of both
 
 
 @pytest.mark.parametrize(("side", "wanted"), [(1, 1), (5, 3), (7, 7), (3, 9)])

@@ -34,6 +34,7 @@ from unirestorer.types import Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
 CLEAN_SHARE = 0.25  # undegraded rows per degraded one
+PAIR_ROWS = 3  # per real pair
 LEAST_PART = 0.6  # of a photo's sides: what a row that is learned from shows
 
 
@@ -52,12 +53,16 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Planned:
-    """One row to be made: which photo, under which recipe (numbered; -1 = undegraded)."""
+    """One row to be made: which photo, under which recipe or out of which real pair (numbered; -1 =
+    undegraded).
+    """
 
     number: int
     photo: str
-    recipe: Recipe
+    recipe: Recipe  # of a real pair without steps, only for its seed
     whole: bool  # the whole photo, as it is served; otherwise a part of it
+    source: str = ""  # a real pair's degraded photo
+    task: Task | None = None  # of a real pair
 
 
 def draw_rows(
@@ -66,8 +71,9 @@ def draw_rows(
     """What to degrade, and the names of the held-out photos (`HELD_OUT_SHARE` of either kind).
 
     Every recipe gets `photos_per_recipe` of the routers' `photos` and `trained_photos_per_recipe` of those
-    that the extractor has seen; undegraded rows go round through all photos. Held-out photos are shown whole,
-    as they would be served, the others in random parts.
+    that the extractor has seen; in "single" every real pair follows `PAIR_ROWS` times; undegraded rows go
+    round through all photos. Held-out photos are shown whole, as they would be served, the others in random
+    parts.
     """
     random = np.random.default_rng((seed, 3))
     held: set[str] = set()
@@ -86,6 +92,11 @@ def draw_rows(
         for part, count in ((photos, config.photos_per_recipe), (trained, config.trained_photos_per_recipe)):
             for i in random.choice(len(part.clean), min(count, len(part.clean)), replace=False):
                 add(number, part.clean[i], recipe)
+    pairs = photos.pairs + trained.pairs if setting == "single" else ()
+    for number, (clean, degraded, task) in enumerate(pairs, start=config.recipes * len(Task)):
+        for _ in range(PAIR_ROWS):
+            recipe = Recipe((), int(random.integers(2**31)))
+            plan.append(Planned(number, clean, recipe, clean in held, degraded, task))
     everyone = photos.clean + trained.clean
     order = random.permutation(len(everyone))
     for i in range(round(CLEAN_SHARE * len(plan))):
@@ -116,9 +127,11 @@ def embed(
     e, lq, hq = _embed_plan(extractor, photos, plan, config.crop_px, work / key, device)
     leaf = torch.full((len(plan),), -1)
     numbers = np.array([row.number for row in plan])
-    for number in range(config.recipes * len(Task)):
+    for number in range(int(numbers.max()) + 1):
         rows = np.flatnonzero(numbers == number)
-        allowed = tree.mask(plan[rows[0]].recipe.tasks) if setting == "single" else None
+        first = plan[rows[0]]
+        tasks = {first.task} if first.task else first.recipe.tasks
+        allowed = tree.mask(tasks) if setting == "single" else None
         leaf[rows] = tree.nearest_leaf(e[rows].mean(0, keepdim=True), allowed)
     unseen = set(photos.clean)
     held_out = torch.tensor([row.photo in held for row in plan])
@@ -128,7 +141,7 @@ def embed(
 
 def plan_key(plan: list[Planned], px: int) -> str:
     """16 hex digits that change with any row of the plan."""
-    rows = [[row.number, row.photo, row.recipe.to_dict(), row.whole] for row in plan]
+    rows = [[row.number, row.photo, row.recipe.to_dict(), row.whole, row.source] for row in plan]
     return hashlib.sha256(json.dumps([px, LEAST_PART, rows]).encode()).hexdigest()[:16]
 
 
@@ -157,11 +170,15 @@ def _embed_one(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     place = child_generator(row.recipe.seed, 300)
     clean = at_least(load_image(photos.folder / row.photo), px)
+    pair = at_least(load_image(photos.folder / row.source), px) if row.source else clean
+    both = torch.cat((clean, pair))
     if not row.whole:
         sides = [max(extractor.config.view_px, px, round(side * float(LEAST_PART + (1 - LEAST_PART)
                  * torch.rand((), generator=place)))) for side in clean.shape[2:]]  # fmt: skip
-        clean = random_window(clean, sides[0], sides[1], place)
-    degraded = from_uint8(to_uint8(row.recipe.apply(clean, photos.maps)))  # (1, 3, H, W), as a file holds it
+        both = random_window(both, sides[0], sides[1], place)
+    clean = both[:1]
+    degraded = both[1:] if row.source else row.recipe.apply(clean, photos.maps)
+    degraded = from_uint8(to_uint8(degraded))  # (1, 3, H, W), as a file holds it
     e = extractor(degraded.to(device))[0].cpu().numpy()
     both = random_window(torch.cat((degraded, clean)), px, px, place)
     return e, to_uint8(both[:1]), to_uint8(both[1:])

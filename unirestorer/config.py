@@ -117,7 +117,7 @@ class RoutersConfig:
 
     hidden: int = 512
     layers: int = 5
-    dropout: float = 0.3  # of the heads: a few thousand photos are soon learned by heart
+    dropout: float = 0.1  # of the heads: a few thousand photos are soon learned by heart
     recipes: int = 70  # recipes per task whose photos make up the heads' training set
     photos_per_recipe: int = 6  # of the routers' own photos
     trained_photos_per_recipe: int = 4  # of the extractor's photos: more scenes for the heads
@@ -128,7 +128,7 @@ class RoutersConfig:
     batch: int = 256
     lr: float = 1e-3
     alpha: float = 0.1  # weight of the uncertainty loss (Eq. 7)
-    beta: float = 0.01  # weight of the load loss (Eq. 8)
+    beta: float = 0.05  # weight of the load loss (Eq. 8)
 
     def check(self) -> None:
         """Raises ValueError for a shape that no router can have (configs may come from strangers)."""
