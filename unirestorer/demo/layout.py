@@ -369,8 +369,6 @@ def _connect_link(
     def open_link(request: gr.Request) -> dict[Any, Any]:
         link = read_link(dict(request.query_params), handlers.model.tree, len(examples))
         updates: dict[Any, Any] = {tabs: gr.Tabs(selected=link.tab)}
-        if link.example is not None:
-            updates[card.photo] = handlers.keep(examples[link.example].path)
         if link.tasks:
             updates[sidebar.tasks] = [task.value for task in link.tasks]
         if link.expert:
@@ -383,8 +381,14 @@ def _connect_link(
             updates[lab.seed] = link.seed
         return updates
 
+    def open_photo(request: gr.Request) -> str | None:
+        # By itself: a component left out of a dict of updates is rebuilt without `photo_input`'s preprocess.
+        example = read_link(dict(request.query_params), handlers.model.tree, len(examples)).example
+        return None if example is None else handlers.keep(examples[example].path)
+
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    targets = [tabs, card.photo, sidebar.tasks, sidebar.expert, lab.task, lab.strength, lab.seed]
+    page.load(open_photo, None, card.photo, **quiet)
+    targets = [tabs, sidebar.tasks, sidebar.expert, lab.task, lab.strength, lab.seed]
     page.load(open_link, None, targets, **quiet)
     for component, name, value in (
         (sidebar.tasks, "tasks", "value.join('.')"),

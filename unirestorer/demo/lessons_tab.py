@@ -81,13 +81,16 @@ def add_lessons(
         updates: dict[Any, Any] = {tabs: gr.Tabs(selected=setting.tab)}
         if setting.tab == "restore":
             updates[tasks] = [task.value for task in setting.tasks]
-            found = [example for example in examples if example.word == setting.example]
-            if found:
-                updates[photo] = handlers.keep(found[0].path)
         if setting.task is not None:
             updates[lab.task] = setting.task.value
             updates[lab.strength] = gr.Slider(**{**strength_slider(setting.task), "value": setting.strength})
         return updates
+
+    def set_photo(number: int, photo: str | None) -> str | None:
+        # By itself: a component left out of a dict of updates is rebuilt without `photo_input`'s preprocess.
+        setting = LESSONS[number].setting
+        found = [example for example in examples if setting and example.word == setting.example]
+        return handlers.keep(found[0].path) if found else photo
 
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     inputs = [number, memory, width, seed]
@@ -98,4 +101,5 @@ def add_lessons(
     draw.click(redraw, inputs, [numbers, seed], **quiet)
     width.release(redraw, inputs, [numbers, seed], **quiet)
     tab.select(live, inputs, numbers, **quiet)
-    show.click(set_page, number, [tabs, photo, tasks, lab.task, lab.strength], **quiet)
+    show.click(set_photo, [number, photo], photo, **quiet)
+    show.click(set_page, number, [tabs, tasks, lab.task, lab.strength], **quiet)
