@@ -507,8 +507,13 @@ def test_interrupt_leaves_nothing_half_written(
 
 
 def start(*words: object, **options: object) -> subprocess.Popen[str]:
+    """A process that Ctrl-C reaches, even if the tests run in a shell's background, where it is ignored."""
     argv = [sys.executable, "-m", "unirestorer", *map(str, words)]
-    return subprocess.Popen(argv, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(argv, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
