@@ -29,6 +29,7 @@ from unirestorer.degradation.recipe import (
     draw_step,
 )
 from unirestorer.degradation.steps import (
+    CameraNoise,
     GaussianBlur,
     Haze,
     Jpeg,
@@ -49,6 +50,7 @@ ONE_OF_EACH: dict[str, Step] = {
     "gaussian_blur": GaussianBlur(9, 2.0, 0.8, 30.0),
     "motion_blur": MotionBlur(15.0),
     "noise": Noise(25.0),
+    "camera_noise": CameraNoise(20.0, 92),
     "rain": Rain(80.0, 20.0),
     "snow": Snow(0.6),
     "haze": Haze(1.0),
@@ -130,6 +132,41 @@ def test_noise_has_its_standard_deviation(sigma: float) -> None:
     assert abs(float(neighbours)) < 0.01  # white
     channels = (noise[:, 0] * noise[:, 1]).mean() / noise.var()
     assert abs(float(channels)) < 0.02  # every colour its own
+
+
+@pytest.mark.parametrize("sigma", [2.0, 10.0])
+def test_camera_noise_on_middle_grey(sigma: float) -> None:
+    """Its deviation there is sigma; neighbours agree, colours do not."""
+    grey = torch.full((1, 3, 256, 256), 0.5)
+    noise = by_step(CameraNoise(sigma), grey) - grey
+    assert float(noise.std()) == pytest.approx(sigma / 255, rel=0.04)
+    assert abs(float(noise.mean())) < 0.1 * sigma / 255
+    assert 0.3 < float((noise[..., 1:] * noise[..., :-1]).mean() / noise.var()) < 0.7
+    assert abs(float((noise[:, 0] * noise[:, 2]).mean() / noise.var())) < 0.05
+
+
+def test_camera_noise_follows_the_light() -> None:
+    """In linear light its variance grows with the light: by (b + a / 2) / (b + a) from half of the light to
+    all.
+    """
+
+    def deviation(value: float) -> float:
+        noisy = by_step(CameraNoise(4.0), torch.full((1, 3, 256, 256), value))
+        light = torch.where(noisy <= 0.04045, noisy / 12.92, ((noisy + 0.055) / 1.055) ** 2.4)
+        return float(light.std())
+
+    grey, half = 0.5, 1.055 * (((0.5 + 0.055) / 1.055) ** 2.4 / 2) ** (1 / 2.4) - 0.055
+    assert deviation(half) / deviation(grey) == pytest.approx(math.sqrt(0.97 / 2 + 0.03), rel=0.02)
+
+
+def test_trained_noise_is_partly_a_cameras() -> None:
+    """A third or so, in "single" and within the trained range alone."""
+    drawn = [draw_recipe(seed, task=Task.DENOISE).steps[0] for seed in range(400)]
+    camera = [step for step in drawn if isinstance(step, CameraNoise)]
+    assert 0.25 < len(camera) / len(drawn) < 0.35
+    assert all(2 <= step.sigma_8bit <= 50 and 85 <= step.quality <= 100 for step in camera)
+    beyond = [draw_recipe(seed, task=Task.DENOISE, band="out").steps[0] for seed in range(100)]
+    assert not any(isinstance(step, CameraNoise) for step in beyond)
 
 
 def test_snow_by_hand() -> None:

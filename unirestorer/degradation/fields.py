@@ -235,6 +235,22 @@ def illumination_map(image: Tensor) -> Tensor:
     return _guided(brightest, brightest, radius, 3e-2).clamp(0.02, 1)
 
 
+def sensor_noise(height: int, width: int, generator: Generator) -> Tensor:
+    """(3, H, W) noise of unit variance as a camera develops it: drawn for each pixel of a Bayer mosaic, its
+    missing colours interpolated, so that neighbours agree and specks are coloured.
+    """
+    drawn = torch.randn(height, width, generator=generator)
+    y, x = torch.arange(height)[:, None] % 2, torch.arange(width) % 2
+    red, blue = (y == 0) & (x == 0), (y == 1) & (x == 1)
+    seen = torch.stack((red, ~(red | blue), blue)).float()  # (3, H, W)
+    tent = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).expand(3, 1, 3, 3)
+    weight, values = (
+        F.conv2d(F.pad(part[None], (1, 1, 1, 1)), tent, groups=3)[0] for part in (seen, seen * drawn)
+    )
+    variance = torch.tensor([9 / 16, 9 / 32, 9 / 16])  # of the interpolated colours, mean over the mosaic
+    return values / weight.clamp(min=1) / variance.sqrt()[:, None, None]
+
+
 def motion_kernel(length_px: float, generator: Generator) -> Tensor:
     """Camera-shake kernel k of Eq. A: (K, K) with K odd, sum 1, centred on its mass.
 

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from unirestorer.degradation.steps import (
     STEPS,
+    CameraNoise,
     GaussianBlur,
     Haze,
     Jpeg,
@@ -60,6 +61,7 @@ RANGES: dict[str, dict[Task, dict[str, tuple[float, float]]]] = {
 ORDER = (Task.LOWLIGHT, Task.DEBLUR, Task.DENOISE, Task.DERAIN, Task.DESNOW, Task.DEHAZE, Task.DEJPEG)
 GATE = 0.5
 REAL_RAIN_SHARE = 0.25
+CAMERA_SHARE = 0.3  # of the noise in "single" that is trained on
 
 # Upper ends of all degrees but the last, and each degree in words, mild to severe (supplement C).
 DEGREES: dict[Task, tuple[tuple[float, ...], tuple[str, ...]]] = {
@@ -255,10 +257,14 @@ def draw_step(
 ) -> Step:
     """The task's degradation with every parameter drawn, its strength uniform in the band of `RANGES`.
 
-    With `real_rain` a quarter of the rain comes from real layers, at 60 to 120 % of their brightness.
+    With `real_rain` a quarter of the rain comes from real layers, at 60 to 120 % of their brightness. Of the
+    noise that is trained on in "single" a part is a camera's, mostly weak.
     """
     low, high = RANGES[setting][task][band]
     unit, dice = torch.rand(2, generator=generator).tolist()
+    if task is Task.DENOISE and (setting, band) == ("single", "in") and dice < CAMERA_SHARE:
+        quality = 100 if dice < CAMERA_SHARE / 2 else 85 + round(26 * (dice / CAMERA_SHARE - 0.5))
+        return CameraNoise(low + unit**2 * (high - low), quality)
     if task is Task.DERAIN and real_rain and dice < REAL_RAIN_SHARE:
         return Rain(streaks=60 + 60 * unit, real=True)
     return make_step(task, low + unit * (high - low), generator, setting=setting)

@@ -22,6 +22,8 @@ from unirestorer.degradation import fields
 from unirestorer.imaging import image_files, load_image, to_uint8
 from unirestorer.types import Task
 
+READING = 0.03  # share of a camera noise's variance on middle grey that does not depend on the light
+
 
 @dataclass(frozen=True)
 class MapFolder:
@@ -142,6 +144,35 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class CameraNoise:
+    """A sensor's noise, developed:  x = JPEG(f(f^-1(y) + s(y) n)),  f the sRGB curve, n of unit variance and
+    interpolated from a Bayer mosaic, s^2 = a f^-1(y) + b (photons and reading).
+
+    `sigma_8bit` is the standard deviation of weak noise on middle grey, 0-255 scale; a `quality` of 100 is
+    no JPEG. Not one of the paper's degradations: real photos' noise is neither white nor alike in dark and
+    bright.
+    """
+
+    task: ClassVar[Task] = Task.DENOISE
+    sigma_8bit: float
+    quality: int = 100
+
+    def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
+        noise = fields.sensor_noise(*image.shape[-2:], generator).to(image)  # (3, H, W)
+        light = _linear(image.clamp(0, 1))
+        grey = 0.5
+        slope = 2.4 * ((grey + 0.055) / 1.055) ** 1.4 / 1.055  # of f^-1 on middle grey
+        photons = light / _linear(torch.tensor(grey)).to(image)
+        spread = self.sigma_8bit / 255 * slope * ((1 - READING) * photons + READING).sqrt()
+        noisy = _displayed((light + spread * noise).clamp(0, 1))
+        return noisy if self.quality == 100 else Jpeg(self.quality)(noisy, scene, generator)
+
+    @property
+    def strength(self) -> float:
+        return self.sigma_8bit
+
+
+@dataclass(frozen=True)
 class Rain:
     """Rain (Eq. C):  x = y + r,  r a layer of streaks, drawn or (`real`) taken from a folder of layers."""
 
@@ -235,17 +266,28 @@ class Jpeg:
         return self.quality
 
 
-Step = Lowlight | GaussianBlur | MotionBlur | Noise | Rain | Snow | Haze | Jpeg
+Step = Lowlight | GaussianBlur | MotionBlur | Noise | CameraNoise | Rain | Snow | Haze | Jpeg
 STEPS: dict[str, type[Step]] = {
     "lowlight": Lowlight,
     "gaussian_blur": GaussianBlur,
     "motion_blur": MotionBlur,
     "noise": Noise,
+    "camera_noise": CameraNoise,
     "rain": Rain,
     "snow": Snow,
     "haze": Haze,
     "jpeg": Jpeg,
 }
+
+
+def _linear(image: Tensor) -> Tensor:
+    """Light from displayed values, both in [0, 1] (sRGB)."""
+    return torch.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
+
+
+def _displayed(light: Tensor) -> Tensor:
+    """Undo `_linear`."""
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=1e-6) ** (1 / 2.4) - 0.055)
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
