@@ -1,7 +1,10 @@
 """The degradation lab without a browser: strengths, trials, sweeps and what is drawn of them."""
 
+import html
+import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,10 @@ from unirestorer.demo.lab import (
     SWEEP_STEPS,
     Lab,
     Score,
+    Spoiling,
     agreement,
     beyond,
     known_tasks,
-    lab_recipe,
     span,
 )
 from unirestorer.demo.lab_tab import strength_slider, verdict_html
@@ -58,18 +61,38 @@ def test_the_slider_goes_from_none_through_training_to_beyond(task: Task) -> Non
     assert {slider["minimum"], slider["maximum"]} == {start, end}
     low, high = ranges["in"]
     assert low <= slider["value"] <= high and f"{low:g} to {high:g}" in slider["info"]
-    assert lab_recipe(task, NONE[task], 0).steps == ()
-    assert lab_recipe(task, end, 0).tasks == {task}
-    assert lab_recipe(task, end, 5) == lab_recipe(task, end, 5)
+    assert Spoiling(task, NONE[task]).recipe().steps == ()
+    assert Spoiling(task, end).recipe().tasks == {task}
+    assert Spoiling(task, end, 5).recipe() == Spoiling(task, end, 5).recipe()
     for wrong in (max(start, end) + 1, min(start, end) - 1, math.nan):
         with pytest.raises(ValueError, match=task.value):
-            lab_recipe(task, wrong, 0)
+            Spoiling(task, wrong).recipe()
     with pytest.raises(ValueError, match="seed"):
-        lab_recipe(task, end, -1)
+        Spoiling(task, end, -1).recipe()
+
+
+def test_several_degradations_at_once(lab: Lab, photo: str) -> None:
+    """In the order of nature or backwards; the instruction names them all; a sweep moves the first alone."""
+    others = {Task.DEJPEG: 20.0, Task.LOWLIGHT: 2.0, Task.DESNOW: NONE[Task.DESNOW]}
+    spoiling = Spoiling(Task.DENOISE, 30, 3, others)
+    steps = spoiling.recipe().steps
+    assert [step.task for step in steps] == [Task.LOWLIGHT, Task.DENOISE, Task.DEJPEG]
+    assert replace(spoiling, backwards=True).recipe().steps == steps[::-1]
+    assert set(spoiling.named()) == {Task.DENOISE, Task.LOWLIGHT, Task.DEJPEG}
+    with pytest.raises(ValueError, match="dejpeg"):
+        replace(spoiling, others={Task.DEJPEG: 200.0}).recipe()
+    *_, trial = lab.trials(photo, spoiling)
+    assert trial.recipe == spoiling.recipe()
+    leaf = lab.model.tree.expert_number(trial.scores[3].expert) - lab.model.tree.offsets[-1]
+    assert set(lab.model.tree.task_sets[leaf]) <= {frozenset({task}) for task in spoiling.named()}
+    told = verdict_html(trial)
+    assert "then medium noise (strength 30), then medium compression (strength 20); seed 3" in told
+    points = lab.sweep(photo, spoiling)
+    assert points[0].degraded < 100, "what is not swept is there from the start"
 
 
 def test_a_trial_routes_first_and_then_scores_against_the_original(lab: Lab, photo: str) -> None:
-    first, second = lab.trials(photo, Task.DENOISE, 30, seed=1)
+    first, second = lab.trials(photo, Spoiling(Task.DENOISE, 30, 1))
     assert first.scores == () and first.restored == "" and Path(first.degraded).is_file()
     clean, degraded = load_image(photo), load_image(second.degraded)
     assert degraded.shape == clean.shape
@@ -88,19 +111,19 @@ def test_a_trial_routes_first_and_then_scores_against_the_original(lab: Lab, pho
 
 
 def test_nothing_done_is_identical(lab: Lab, photo: str) -> None:
-    *_, trial = lab.trials(photo, Task.DEHAZE, 0, seed=0)
+    *_, trial = lab.trials(photo, Spoiling(Task.DEHAZE, 0))
     assert trial.recipe.steps == () and trial.scores[0].psnr == 100
     assert "identical" in lab_figures.scores_html(trial.scores)
-    assert "no haze" in verdict_html(trial, Task.DEHAZE, 0)
+    assert "Made with nothing; seed 0." in verdict_html(trial)
 
 
 def test_without_a_photo_the_built_in_one_is_taken_and_large_ones_shrink(lab: Lab, tmp_path: Path) -> None:
     assert BUILT_IN.is_file()
-    first = next(lab.trials(None, Task.DERAIN, 80, seed=0))
+    first = next(lab.trials(None, Spoiling(Task.DERAIN, 80)))
     assert max(load_image(first.degraded).shape[2:]) <= LAB_PX
     large = tmp_path / "large.png"
     Image.new("RGB", (900, 300), (90, 120, 60)).save(large)
-    shown = load_image(next(lab.trials(str(large), Task.DERAIN, 80, seed=0)).degraded)
+    shown = load_image(next(lab.trials(str(large), Spoiling(Task.DERAIN, 80))).degraded)
     assert shown.shape[2:] == (LAB_PX // 3, LAB_PX)
 
 
@@ -108,25 +131,25 @@ def test_without_a_photo_the_built_in_one_is_taken_and_large_ones_shrink(lab: La
 def test_small_photos_have_no_ssim_and_no_accident(lab: Lab, tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "small.png"
     Image.new("RGB", size, (200, 30, 60)).save(path)
-    *_, trial = lab.trials(str(path), Task.DENOISE, 30, seed=0)
+    *_, trial = lab.trials(str(path), Spoiling(Task.DENOISE, 30))
     assert all(math.isnan(score.ssim) for score in trial.scores)
     assert "nan" not in lab_figures.scores_html(trial.scores)
-    assert len(lab.sweep(str(path), Task.DENOISE, 0)) == SWEEP_STEPS
+    assert len(lab.sweep(str(path), Spoiling(Task.DENOISE, 30))) == SWEEP_STEPS
 
 
 def test_what_is_no_photo_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a photo")
     with pytest.raises(ValueError, match="image"):
-        next(lab.trials(str(text), Task.DENOISE, 30, seed=0))
+        next(lab.trials(str(text), Spoiling(Task.DENOISE, 30)))
     with pytest.raises(ValueError, match="image"):
-        lab.sweep(str(text), Task.DENOISE, 0)
+        lab.sweep(str(text), Spoiling(Task.DENOISE, 30))
 
 
 @pytest.mark.parametrize("task", [Task.DENOISE, Task.DEJPEG])
 def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, task: Task) -> None:
     shares: list[float] = []
-    points = lab.sweep(photo, task, 0, shares.append)
+    points = lab.sweep(photo, Spoiling(task, span(task)[1]), shares.append)
     assert shares == pytest.approx([(i + 1) / SWEEP_STEPS for i in range(SWEEP_STEPS)])
     assert (points[0].strength, points[-1].strength) == pytest.approx(span(task))
     quality = [point.degraded for point in points]
@@ -142,12 +165,19 @@ def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, ta
     shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {shape.x0 for shape in shaded} == {low if task is Task.DEJPEG else high}
     changes = words.switches((p.strength, p.report["expert_name"]) for p in points)
-    assert sum(shape.type == "line" for shape in figure.layout.shapes) == 3 * (len(changes) - 1)
+    lines = [shape for shape in figure.layout.shapes if shape.type == "line"]
+    assert sum(line.name == "here" and line.x0 == span(task)[1] for line in lines) == 3
+    assert sum(line.name != "here" for line in lines) == 3 * (len(changes) - 1)
     assert list(figure.layout.xaxis.range) == list(span(task)), "severity grows to the right"
 
     assert model.map is not None
-    way = lab_figures.trajectory_figure(model.map, model.tree, task, points).data[-1]
-    assert list(way.x) == [point.report["map"]["x"] for point in points] and way.marker.symbol[-1] == "star"
+    way, here = lab_figures.trajectory_figure(model.map, model.tree, task, points).data[-2:]
+    assert list(way.x) == [point.report["map"]["x"] for point in points]
+    assert (here.name, here.marker.symbol, here.x[0]) == ("here", "star", way.x[-1])
+    player = lab_figures.player_html(model.tree, task, points)
+    steps = json.loads(html.unescape(player.split('data-steps="')[1].split('"')[0]))
+    assert [step["at"] for step in steps] == [point.strength for point in points]
+    assert [step["x"] for step in steps] == list(way.x)
 
 
 def test_a_sweep_in_words() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 from unirestorer.files import atomic_write
-from unirestorer.types import Restoration, Task
+from unirestorer.types import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,11 +140,8 @@ def inspect(args: argparse.Namespace) -> int:
         x = read_photo(path)  # (1, 3, H, W)
         clock.stop("decode")
         with enough_memory(path):
-            estimate = model.estimate(x)
-        clock.stop("estimate")
-        route = model.route(estimate, tasks)
-        clock.stop("route")
-        data = describe(model, Restoration(x, estimate, route, clock.seconds))
+            result = model.inspect(x, tasks)
+        data = describe(model, replace(result, seconds={**clock.seconds, **result.seconds}))
         entries.append({"input": str(path), "size": size(x), **data})
         return None if args.json else in_words(entries[-1])
 

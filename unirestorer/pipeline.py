@@ -77,6 +77,18 @@ class UniRestorer:
         """
         return self.router.route(estimate, self.tree.mask(tasks))
 
+    def inspect(self, x: Tensor, tasks: Iterable[Task] | None = None) -> Restoration:
+        """The decision alone, for photos x (B, 3, H, W): a `Restoration` whose image has no pixels.
+
+        Raises ValueError as `route` does.
+        """
+        clock = Clock()
+        estimate = self.estimate(x)
+        clock.stop("estimate")
+        route = self.route(estimate, tasks)
+        clock.stop("route")
+        return Restoration(x[:, :, :0, :0], estimate, route, clock.seconds)
+
     def __call__(
         self,
         x: Tensor,

@@ -14,11 +14,10 @@ from typing import Any
 
 from unirestorer.degradation import draw_recipe
 from unirestorer.demo import words
-from unirestorer.demo.handlers import Handlers, read_photo
+from unirestorer.demo.handlers import Handlers
 from unirestorer.demo.lab import as_file, lab_photo
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Restoration
 
 LIMIT = 50  # photos at once
 COLUMNS = ("photo", "looks like", "leaf", "level", "expert", "uncertainty percentile", "distance percentile")
@@ -48,7 +47,7 @@ def route_files(
     for number, photo in enumerate(photos):
         name = Path(photo).name
         try:
-            rows.append(Routed(name, _look(handlers, read_photo(photo))))
+            rows.append(Routed(name, handlers.inspect(photo, [])))
         except ValueError as error:
             rows.append(Routed(name, None, str(error)))
         if progress:
@@ -65,21 +64,15 @@ def route_variants(
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {seed}")
-    clean = lab_photo(photo)
+    clean, model = lab_photo(photo), handlers.model
     rows = []
     for number in range(LIMIT):
         recipe = draw_recipe(seed * LIMIT + number, setting="single")
         name = f"{recipe.words} ({recipe.steps[0].strength:.3g})"
-        rows.append(Routed(name, _look(handlers, as_file(recipe.apply(clean)))))
+        rows.append(Routed(name, describe(model, model.inspect(as_file(recipe.apply(clean))))))
         if progress:
             progress((number + 1) / LIMIT)
     return rows
-
-
-def _look(handlers: Handlers, x: Any) -> dict[str, Any]:  # noqa: ANN401 - a photo (1, 3, H, W)
-    estimate = handlers.model.estimate(x)
-    route = handlers.model.route(estimate)
-    return describe(handlers.model, Restoration(x[:, :, :0, :0], estimate, route, {}))
 
 
 def loads(tree: DegradationTree, rows: Sequence[Routed]) -> tuple[list[float], list[float], float]:

@@ -155,11 +155,8 @@ class Handlers:
         clock = Clock()
         x = read_photo(photo)
         clock.stop("decode")
-        estimate = self.model.estimate(x)
-        clock.stop("estimate")
-        route = self.model.route(estimate, read_tasks(tasks) or None)
-        clock.stop("route")
-        return describe(self.model, Restoration(x[:, :, :0, :0], estimate, route, clock.seconds))
+        result = self.model.inspect(x, read_tasks(tasks) or None)
+        return describe(self.model, replace(result, seconds={**clock.seconds, **result.seconds}))
 
     def degrade(
         self, photo: str | None, recipe: str, task: str, strength: float | None, seed: int | None

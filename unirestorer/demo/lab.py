@@ -5,15 +5,15 @@ known, how well each expert of the path restores it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unirestorer.degradation import RANGES, Recipe, make_step
-from unirestorer.degradation.recipe import child_generator
+from unirestorer.degradation.recipe import ORDER, child_generator
 from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
 from unirestorer.demo.handlers import Handlers, read_photo, shrink
@@ -21,7 +21,7 @@ from unirestorer.imaging import from_uint8, load_image, to_pil, to_uint8
 from unirestorer.metrics import SSIM_WINDOW_PX, psnr, ssim
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Restoration, Route, Task
+from unirestorer.types import Route, Task
 
 LAB_PX = 480  # longest side of the photo that is degraded: everything answers while a slider moves
 SWEEP_STEPS = 13
@@ -36,6 +36,41 @@ NONE: dict[Task, float] = {  # the strength at which a degradation is hardly the
     Task.DESNOW: 0,
     Task.DEJPEG: 95,
 }
+
+
+@dataclass(frozen=True)
+class Spoiling:
+    """What the visitor does to the photo: one degradation, which a sweep moves, and others at will.
+
+    A strength of `NONE` leaves its degradation out.
+    """
+
+    task: Task
+    strength: float
+    seed: int = 0
+    others: Mapping[Task, float] = field(default_factory=dict)
+    backwards: bool = False  # the last of `ORDER` first
+
+    def recipe(self) -> Recipe:
+        """In the order of the paper's Fig. A, or backwards. Raises ValueError outside a task's span."""
+        wanted = {**self.others, self.task: self.strength}
+        for task, strength in wanted.items():
+            ends = span(task)
+            if not min(ends) <= strength <= max(ends):
+                raise ValueError(
+                    f"strength of {task.value}: expected {min(ends):g} to {max(ends):g}, got {strength}"
+                )
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {self.seed}")
+        present = [task for task in ORDER if task in wanted and wanted[task] != NONE[task]]
+        drawn = {task: child_generator(self.seed, 101) for task in present}
+        steps = tuple(make_step(task, wanted[task], drawn[task]) for task in present)
+        return Recipe(steps[::-1] if self.backwards else steps, self.seed)
+
+    def named(self) -> tuple[Task, ...]:
+        """The tasks that an instruction names: those of the recipe, or the one that is not there yet."""
+        tasks = self.recipe().tasks or {self.task}
+        return tuple(task for task in Task if task in tasks)
 
 
 @dataclass(frozen=True)
@@ -89,32 +124,22 @@ def beyond(task: Task, strength: float) -> bool:
     return strength < low if NONE[task] > high else strength > high
 
 
-def lab_recipe(task: Task, strength: float, seed: int) -> Recipe:
-    """One degradation; at the strength of `NONE` the photo as it is. Raises ValueError outside the span."""
-    ends = span(task)
-    if not min(ends) <= strength <= max(ends):
-        raise ValueError(f"strength of {task.value}: expected {min(ends):g} to {max(ends):g}, got {strength}")
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {seed}")
-    steps = () if strength == NONE[task] else (make_step(task, strength, child_generator(seed, 101)),)
-    return Recipe(steps, seed)
-
-
 class Lab:
     """The model behind the lab. Files for the browser go where the page's other files go."""
 
     def __init__(self, handlers: Handlers) -> None:
         self.handlers, self.model = handlers, handlers.model
 
-    def trials(self, photo: str | None, task: Task, strength: float, seed: int) -> Iterator[Trial]:
+    def trials(self, photo: str | None, spoiling: Spoiling) -> Iterator[Trial]:
         """First the route, which answers while a slider moves, then the restored photo and the scores.
 
         Raises ValueError for what is no photo and for a strength or seed that cannot be.
         """
-        recipe = lab_recipe(task, strength, seed)
+        recipe = spoiling.recipe()
         clean = lab_photo(photo)
         degraded = as_file(recipe.apply(clean))
-        result, named = self._decide(degraded, task)
+        result = self.model.inspect(degraded)
+        named = self.model.route(result.estimate, spoiling.named())
         trial = Trial(recipe, describe(self.model, result), self.handlers.write(to_pil(degraded), "degraded"))
         yield trial
         outputs = self._outputs(degraded, result.route, named)
@@ -126,19 +151,22 @@ class Lab:
         )
 
     def sweep(
-        self, photo: str | None, task: Task, seed: int, progress: Callable[[float], None] | None = None
+        self, photo: str | None, spoiling: Spoiling, progress: Callable[[float], None] | None = None
     ) -> list[Point]:
-        """The same photo from no degradation to far beyond training, in `SWEEP_STEPS` even steps.
+        """The same photo from none of the task's degradation to far beyond training, in `SWEEP_STEPS` even
+        steps; the others stay as they are.
 
         The route sees the whole photo; the experts restore its middle part of at most `SWEEP_PX` a side.
         """
         clean = lab_photo(photo)
-        start, end = span(task)
+        start, end = span(spoiling.task)
         points = []
         for step in range(SWEEP_STEPS):
             strength = start + (end - start) * step / (SWEEP_STEPS - 1)
-            degraded = as_file(lab_recipe(task, strength, seed).apply(clean))
-            result, named = self._decide(degraded, task)
+            now = replace(spoiling, strength=strength)
+            degraded = as_file(now.recipe().apply(clean))
+            result = self.model.inspect(degraded)
+            named = self.model.route(result.estimate, now.named())
             part, original = centre(degraded, SWEEP_PX), centre(clean, SWEEP_PX)
             outputs = self._outputs(part, result.route, named)
             quality = {expert: psnr(output, original)[0] for expert, output in outputs.items()}
@@ -150,17 +178,11 @@ class Lab:
                 progress((step + 1) / SWEEP_STEPS)
         return points
 
-    def _decide(self, degraded: Tensor, task: Task) -> tuple[Restoration, Route]:
-        """Auto mode's decision (without an image), and the route under the instruction that names `task`."""
-        estimate = self.model.estimate(degraded)
-        auto, named = self.model.route(estimate), self.model.route(estimate, (task,))
-        return Restoration(degraded[:, :, :0, :0], estimate, auto, {}), named
-
     def _path(self, route: Route) -> list[int]:
         return self.model.tree.expert_table[int(route.leaf)].tolist()
 
     def _outputs(self, degraded: Tensor, auto: Route, named: Route) -> dict[int, Tensor]:
-        """The photo restored by each expert on the named task's path and by auto mode's choice."""
+        """The photo restored by each expert on the instruction's path and by auto mode's choice."""
         experts = {*self._path(named), int(auto.expert)}
         return {expert: self.model.experts(degraded, torch.tensor([expert])) for expert in sorted(experts)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 from typing import Any
 
@@ -122,6 +123,7 @@ def _mark(figure: go.Figure, task: Task, points: list[Point]) -> None:
     note: dict[str, Any] = {"annotation_text": "beyond training", "annotation_position": "top right"}
     for row in (1, 2, 3):
         place: dict[str, Any] = {"row": row, "col": 1}
+        figure.add_vline(x=end, line={"color": theme.STAR_COLOUR, "width": 2.5}, name="here", **place)
         figure.add_vrect(
             x0=edge, x1=end, fillcolor="rgba(100,116,139,0.16)", line_width=0, **place,
             **(note if row == 1 else {}),
@@ -134,16 +136,41 @@ def _mark(figure: go.Figure, task: Task, points: list[Point]) -> None:
 def trajectory_figure(
     map_: DegradationMap, tree: DegradationTree, task: Task, points: list[Point]
 ) -> go.Figure:
-    """The sweep's way across the map, from a circle (none) to the star (strongest)."""
+    """The sweep's way across the map, from the large circle (none) to the strongest, where the star is."""
     figure = map_figure(map_, tree)
     places = [(point.report["map"]["x"], point.report["map"]["y"]) for point in points]
     figure.add_scatter(
         x=[x for x, _ in places], y=[y for _, y in places], mode="lines+markers", name="sweep",
         line={"color": DARK, "width": 2.5},
-        marker={"size": [13, *[9] * (len(points) - 2), 22][: len(points)], "color": theme.STAR_COLOUR,
-                "symbol": ["circle", *["circle"] * (len(points) - 2), "star"][: len(points)],
+        marker={"size": [13, *[8] * (len(points) - 1)], "color": theme.STAR_COLOUR,
                 "line": {"color": DARK, "width": 1.5}},
         text=[f"{words.STRENGTHS[task]}: {point.strength:.3g}" for point in points],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
+    figure.add_scatter(
+        x=[places[-1][0]], y=[places[-1][1]], mode="markers", name="here", hoverinfo="skip",
+        marker={"size": 22, "symbol": "star", "color": theme.STAR_COLOUR,
+                "line": {"color": DARK, "width": 1.5}},
+    )  # fmt: skip
     return figure
+
+
+def player_html(tree: DegradationTree, task: Task, points: list[Point]) -> str:
+    """A button and a slider that walk through a sweep; each step carries its place and its words."""
+    steps = []
+    for point in points:
+        report = point.report
+        level = words.level_word(report["level"], tree.levels)
+        told = (
+            f"{words.STRENGTHS[task]} {point.strength:.3g}: {words.plain(report['expert_name'])} ({level}), "
+            f"{_decibels(point.auto)}"
+        )
+        place = {axis: report["map"][axis] for axis in "xy"} if "map" in report else {}
+        steps.append({"at": point.strength, "words": told, **place})
+    data = html.escape(json.dumps(steps))
+    return (
+        '<div class="player"><button type="button">Play</button>'
+        f'<input type="range" min="0" max="{len(points) - 1}" value="{len(points) - 1}" step="1" '
+        f'aria-label="Step of the sweep" aria-valuetext="{html.escape(steps[-1]["words"])}" '
+        f'data-steps="{data}"><output>{html.escape(steps[-1]["words"])}</output></div>'
+    )

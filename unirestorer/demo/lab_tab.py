@@ -12,7 +12,7 @@ import gradio as gr
 from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import degree_words
 from unirestorer.demo import figures, lab_figures, words
-from unirestorer.demo.lab import Lab, Trial, beyond, known_tasks, span
+from unirestorer.demo.lab import NONE, Lab, Spoiling, Trial, beyond, known_tasks, span
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
@@ -23,6 +23,47 @@ SWEEP_INTRO = """<h2 class="title">From none to beyond training</h2><p class="su
 strengths. Where the estimate gets shaky, a coarser expert should take over: see whether it does, and what it
 gains.</p>"""
 
+# Plays a sweep: moves the star over the map and the line over the curves, by itself or under the slider.
+PLAYER = """
+let timer = null;
+const stop = () => { clearInterval(timer); timer = null; label(); };
+const label = () => {
+  const button = element.querySelector('button');
+  if (button) button.textContent = timer ? 'Pause' : 'Play';
+};
+const show = () => {
+  const range = element.querySelector('input');
+  if (!range || !window.Plotly) return;
+  const steps = JSON.parse(range.dataset.steps), step = steps[range.value];
+  range.setAttribute('aria-valuetext', step.words);
+  element.querySelector('output').textContent = step.words;
+  const map = document.querySelector('#lab-trajectory .js-plotly-plot');
+  const here = map?.data?.findIndex(trace => trace.name === 'here') ?? -1;
+  if (here >= 0 && step.x !== undefined) Plotly.restyle(map, {x: [[step.x]], y: [[step.y]]}, [here]);
+  const curves = document.querySelector('#lab-curves .js-plotly-plot');
+  const change = {};
+  curves?.layout?.shapes?.forEach((shape, i) => {
+    if (shape.name === 'here') { change[`shapes[${i}].x0`] = step.at; change[`shapes[${i}].x1`] = step.at; }
+  });
+  if (Object.keys(change).length) Plotly.relayout(curves, change);
+};
+element.addEventListener('input', event => { if (event.target.matches('input')) { stop(); show(); } });
+element.addEventListener('click', event => {
+  if (!event.target.closest('button')) return;
+  if (timer) return stop();
+  const range = element.querySelector('input');
+  if (range.value === range.max) range.value = 0;
+  show();
+  timer = setInterval(() => {
+    range.value = Number(range.value) + 1;
+    show();
+    if (range.value === range.max) stop();
+  }, 700);
+  label();
+});
+watch('value', stop);
+"""
+
 
 @dataclass(frozen=True)
 class Controls:
@@ -30,6 +71,8 @@ class Controls:
     task: gr.Radio
     strength: gr.Slider
     seed: gr.Number
+    others: dict[Task, gr.Slider]  # more degradations at once
+    backwards: gr.Checkbox
 
 
 @dataclass(frozen=True)
@@ -44,6 +87,7 @@ class Display:
 class SweepDisplay:
     button: gr.Button
     sentence: gr.HTML
+    player: gr.HTML
     curves: gr.Plot
     trajectory: gr.Plot
 
@@ -84,6 +128,21 @@ def _controls(tasks: tuple[Task, ...]) -> Controls:
             elem_id="lab-task",
         )
         strength = gr.Slider(**strength_slider(tasks[0]), elem_id="lab-strength", buttons=[])
+        with gr.Accordion("More degradations at once", open=False, elem_id="lab-more"):
+            others = {
+                one: gr.Slider(
+                    **{**strength_slider(one), "value": NONE[one]},
+                    visible=one is not tasks[0],
+                    elem_id=f"lab-{one.value}",
+                    buttons=[],
+                )
+                for one in tasks
+            }
+            backwards = gr.Checkbox(
+                label="Backwards",
+                info="Else in the order of nature: light, blur, noise, rain, snow, haze, then JPEG.",
+                elem_id="lab-backwards",
+            )
         seed = gr.Number(0, label="Seed of the random parts", precision=0, minimum=0, elem_id="lab-seed")
         photo = photo_input(
             sources=["upload", "clipboard"],
@@ -93,7 +152,7 @@ def _controls(tasks: tuple[Task, ...]) -> Controls:
             elem_id="lab-photo",
             alt_text="The clean photo you gave",
         )
-    return Controls(photo, task, strength, seed)
+    return Controls(photo, task, strength, seed, others, backwards)
 
 
 def _display() -> Display:
@@ -119,6 +178,7 @@ def _sweep() -> SweepDisplay:
         gr.HTML(SWEEP_INTRO)
         button = gr.Button("Sweep the strength", variant="primary", elem_id="lab-sweep", size="md")
         sentence = gr.HTML(elem_id="lab-swept")
+        player = gr.HTML(visible=False, js_on_load=PLAYER, elem_id="lab-player")
         with gr.Row():
             with gr.Column(scale=6, min_width=320):
                 curves = gr.Plot(show_label=False, container=False, visible=False, elem_id="lab-curves")
@@ -126,14 +186,18 @@ def _sweep() -> SweepDisplay:
                 trajectory = gr.Plot(
                     show_label=False, container=False, visible=False, elem_id="lab-trajectory"
                 )
-    return SweepDisplay(button, sentence, curves, trajectory)
+    return SweepDisplay(button, sentence, player, curves, trajectory)
 
 
-def verdict_html(trial: Trial, task: Task, strength: float) -> str:
+def verdict_html(trial: Trial) -> str:
     """What was done to the photo, and what the router thinks of it."""
-    steps = trial.recipe.steps
-    name = degree_words(steps[0]) if steps else f"no {words.TASK_WORDS[task]}"
-    made = words.made_with(name, strength, trial.recipe.seed, is_beyond=beyond(task, strength))
+    made = words.made_with(
+        (
+            (degree_words(step), step.strength, beyond(step.task, step.strength))
+            for step in trial.recipe.steps
+        ),
+        trial.recipe.seed,
+    )
     return (
         f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(trial.report))}</p>'
         f'<p>{html.escape(words.took_over(trial.report))}</p></div><p class="sub">{made}</p>'
@@ -157,14 +221,27 @@ def _connect(
 ) -> None:
     model = lab.model
 
-    def choose(task: str) -> gr.Slider:
-        return gr.Slider(**strength_slider(Task(task)))
+    def choose(task: str) -> list[gr.Slider]:
+        return [
+            gr.Slider(**strength_slider(Task(task))),
+            *(gr.Slider(visible=one.value != task) for one in controls.others),
+        ]
 
-    def run(photo: str | None, task: str, strength: float, seed: float | None) -> Iterator[dict[Any, Any]]:
+    def read(values: dict[Any, Any]) -> Spoiling:
+        task = Task(values[controls.task])
+        others = {
+            one: float(values[slider])
+            for one, slider in controls.others.items()
+            if one is not task and values[slider] != NONE[one]
+        }
+        seed = int(values[controls.seed] or 0)
+        return Spoiling(task, float(values[controls.strength]), seed, others, values[controls.backwards])
+
+    def run(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         try:
-            for trial in lab.trials(photo, Task(task), float(strength), int(seed or 0)):
+            for trial in lab.trials(values[controls.photo], read(values)):
                 updates: dict[Any, Any] = {
-                    display.verdict: verdict_html(trial, Task(task), float(strength)),
+                    display.verdict: verdict_html(trial),
                     display.sure: sure_html(model, trial),
                 }
                 if trial.restored:
@@ -175,25 +252,26 @@ def _connect(
             yield {display.verdict: sorry(error)}
 
     def run_sweep(
-        photo: str | None,
-        task: str,
-        seed: float | None,
+        values: dict[Any, Any],
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> dict[Any, Any]:
         def tell(share: float) -> None:
             progress(share, desc="Sweeping")
 
         try:
-            points = lab.sweep(photo, Task(task), int(seed or 0), tell)
+            spoiling = read(values)
+            points = lab.sweep(values[controls.photo], spoiling, tell)
         except ValueError as error:
             return {sweep.sentence: sorry(error)}
+        task = spoiling.task
         told = [(p.strength, p.report["expert_name"], p.report.get("e_gran_percentile")) for p in points]
         updates: dict[Any, Any] = {
-            sweep.sentence: f'<p class="say">{html.escape(words.swept(Task(task), told))}</p>',
-            sweep.curves: gr.Plot(lab_figures.sweep_figure(model.tree, Task(task), points), visible=True),
+            sweep.sentence: f'<p class="say">{html.escape(words.swept(task, told))}</p>',
+            sweep.player: gr.HTML(lab_figures.player_html(model.tree, task, points), visible=True),
+            sweep.curves: gr.Plot(lab_figures.sweep_figure(model.tree, task, points), visible=True),
         }
         if model.map is not None:
-            way = lab_figures.trajectory_figure(model.map, model.tree, Task(task), points)
+            way = lab_figures.trajectory_figure(model.map, model.tree, task, points)
             updates[sweep.trajectory] = gr.Plot(way, visible=True)
         return updates
 
@@ -203,20 +281,24 @@ def _connect(
         "concurrency_limit": 1,
     }
     shown = [display.verdict, display.slider, display.scores, display.sure]
-    inputs = [controls.photo, controls.task, controls.strength, controls.seed]
+    others = list(controls.others.values())
+    inputs = {
+        controls.photo, controls.task, controls.strength, controls.seed, controls.backwards, *others,
+    }  # fmt: skip
     quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    moved = [controls.strength, controls.seed, controls.backwards, *others]
     gr.on(
-        [tab.select, controls.photo.change, controls.strength.input, controls.seed.input],
+        [tab.select, controls.photo.change, *(component.input for component in moved)],
         run, inputs, shown, **quiet, **settings,
     )  # fmt: skip
     controls.task.input(
-        choose, controls.task, controls.strength, api_visibility="private", queue=False,
+        choose, controls.task, [controls.strength, *others], api_visibility="private", queue=False,
         show_progress="hidden",
     ).then(run, inputs, shown, show_progress="hidden", **settings)  # fmt: skip
     sweep.button.click(
         run_sweep,
-        [controls.photo, controls.task, controls.seed],
-        [sweep.sentence, sweep.curves, sweep.trajectory],
+        inputs,
+        [sweep.sentence, sweep.player, sweep.curves, sweep.trajectory],
         show_progress="minimal",
         show_progress_on=[sweep.sentence],
         **settings,

@@ -208,10 +208,13 @@ def trained_range(task: Task, low: float, high: float) -> str:
     return f"The experts were trained on {low:g} to {high:g}; {worse} is beyond anything they saw."
 
 
-def made_with(name: str, strength: float, seed: int, *, is_beyond: bool) -> str:
-    """How the lab's photo was made, in one line."""
-    where = ", beyond the trained range" if is_beyond else ""
-    return f"Made with {name} (strength {strength:.3g}{where}; seed {seed})."
+def made_with(steps: Iterable[tuple[str, float, bool]], seed: int) -> str:
+    """How the lab's photo was made, from each step's (name, strength, beyond the trained range)."""
+    told = [
+        f"{name} (strength {strength:.3g}{', beyond the trained range' if is_beyond else ''})"
+        for name, strength, is_beyond in steps
+    ]
+    return f"Made with {', then '.join(told) or 'nothing'}; seed {seed}."
 
 
 def switches(points: Iterable[tuple[float, str]]) -> list[tuple[float, str]]:
