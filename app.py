@@ -25,7 +25,7 @@ def main() -> None:
     except ValueError as error:
         sys.stderr.write(f"app.py: {error}\n")
         sys.exit(2)
-    build_page(model).launch(**launch_options())
+    build_page(model, ahead=True).launch(**launch_options())
 
 
 if __name__ == "__main__":

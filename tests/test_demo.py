@@ -4,6 +4,7 @@ import colorsys
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unirestorer import UniRestorer
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.demo import figures, panels, theme, words
+from unirestorer.demo.card import card_html, card_text
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, View, make_recipe, shrink
 from unirestorer.demo.layout import build_page, launch_options
@@ -459,3 +461,63 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
     options = launch_options()
     assert options["ssr_mode"] is False and options["show_error"] is False
     assert page.delete_cache == (600, 3600)
+
+
+def test_an_example_is_restored_ahead(
+    handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for it gives auto mode's result without running the model, from any copy of its file; what is
+    no photo, and other photos, change nothing.
+    """
+    (plain,) = handlers.views(photo, [], "", None)
+    bad = Path(photo).with_name("bad.png")
+    bad.write_bytes(b"no photo")
+    handlers.prepare([bad, Path(photo)])
+    for file in (plain.memory.before, plain.memory.auto.png, plain.memory.auto.after):
+        Path(file).unlink(missing_ok=True)  # the page deletes old files
+    copy = Path(photo).with_name("copy.png")
+    copy.write_bytes(Path(photo).read_bytes())
+    other = Path(photo).with_name("other.png")
+    Image.new("RGB", (30, 20)).save(other)
+
+    def fail(*args: object, **named: object) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(UniRestorer, "__call__", fail)
+    (view,) = handlers.views(str(copy), [], "", None)
+    assert view.memory.ahead and view.memory.photo == str(copy) and view.error is None
+    assert view.memory.auto.report["expert"] == plain.memory.auto.report["expert"]
+    assert load_image(view.memory.auto.png).shape[2:] == load_image(photo).shape[2:]
+    assert "restored ahead" in panels.draw(handlers.model, view).timing
+    with pytest.raises(AssertionError, match="the model ran"):
+        list(handlers.views(str(other), [], "", None))
+
+
+# The model card
+
+
+def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny_checkpoint, folder)
+    model = UniRestorer.from_pretrained(folder, device="cpu")
+    assert card_text(model) == "This checkpoint came without a model card."
+    assert "<table" not in card_html(model)
+    (folder / "README.md").write_text(
+        "# Title\n\nFor *photos*, x < 3. ![a picture](https://elsewhere/x.png) <script>evil()</script>\n"
+    )
+    text = card_text(model)
+    assert text.startswith("\nFor *photos*, x < 3.") and "Title" not in text
+    assert "elsewhere" in text and "![" not in text and "<script" not in text
+    psnr = {"input": 20.0, "all": 22.0, "auto": 23.5, "instruction": 24.0, "oracle": 24.25}
+    cases = {
+        "single-in/dehaze-1": {"n": 4, "psnr": psnr},
+        f"single-out/{EVIL}": {"n": EVIL, "psnr": {"input": 20.0, "auto": 19.0}},
+        "real/polyu": {"n": 4, "psnr": psnr},
+    }
+    (folder / "metrics.json").write_text(json.dumps({"evaluation": {"cases": cases}}))
+    shown = card_html(model)
+    assert "20.00" in shown and "24.25" in shown and "+3.50" in shown and "-1.00" in shown
+    assert "<img" not in shown and shown.count("<tr>") == 4 and "polyu" not in shown
+    for broken in ("{", "[]", '{"evaluation": {"cases": {"a": 3}}}', '{"evaluation": 1}'):
+        (folder / "metrics.json").write_text(broken)
+        assert "<table" not in card_html(model)

@@ -251,6 +251,17 @@ def test_the_lab_follows_the_slider_and_sweeps(browser: Any, url: str, photo: st
             page.wait_for_selector("#lab-curves .scatterlayer")
             page.wait_for_selector("#lab-trajectory .scatterlayer")
             assert "Noise restored by: " in page.inner_text("#lab-swept")
+            page.locator("#lab-player input").fill("3")  # a quarter of the way to 75
+            assert page.inner_text("#lab-player output").startswith("σ of 255 18.8: ")
+            line = "document.querySelector('#lab-curves .js-plotly-plot').layout.shapes"
+            page.wait_for_function(f"{line}.find(shape => shape.name === 'here').x0 === 18.75")
+            page.get_by_text("More degradations at once").click()
+            page.locator("#lab-dejpeg input[type=number]").fill("20")
+            page.keyboard.press("Tab")
+            page.wait_for_function(
+                "document.querySelector('#lab-verdict').innerText.includes('then medium compression')"
+            )
+            assert "dejpeg=20" in page.url
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
             assert visit.serious_findings() == []
             page.get_by_role("tab", name="Restore").click()
@@ -313,6 +324,10 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
             page.wait_for_function(
                 "title => document.querySelector('#lesson h2').innerText === title", arg=lesson.title
             )
+            page.wait_for_function(
+                "wanted => new URLSearchParams(location.search).get('lesson') === wanted",
+                arg=str(number + 1) if number else None,
+            )
             page.get_by_label(lesson.choices[lesson.answer], exact=True).check()
             page.wait_for_function("document.querySelector('#lesson-answer').innerText.startsWith('Right.')")
             if number == 0:
@@ -327,6 +342,15 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
             if number + 1 < len(LESSONS):
                 page.click("#lesson-next")
         assert page.locator("#lesson-next").is_disabled()
+        last = page.url.partition("?")[2].partition("&")[2]
+        assert last.endswith(f"lesson={len(LESSONS)}")
+        assert visit.serious_findings() == []
+
+
+def test_the_model_card(browser: Any, url: str) -> None:
+    with Visit(browser, url, query="&tab=card") as visit:
+        visit.page.wait_for_selector("#model-card")
+        assert "27 experts in levels of 1, 7, 19" in visit.page.inner_text("#model-card")
         assert visit.serious_findings() == []
 
 

@@ -32,7 +32,7 @@ class UniRestorer:
         router: Router,
         experts: ExpertBank,
         map_: DegradationMap | None = None,
-        name: str = "",
+        folder: Path | None = None,
     ) -> None:
         self.extractor, self.tree, self.router, self.experts, self.map = (
             extractor,
@@ -42,7 +42,8 @@ class UniRestorer:
             map_,
         )
         self.device = experts.device
-        self.name = name
+        self.folder = folder  # of the checkpoint
+        self.name = folder.name if folder else ""
 
     @classmethod
     def from_pretrained(
@@ -60,7 +61,7 @@ class UniRestorer:
         bank = ExpertBank(tree.expert_names, lambda i: checkpoint.expert(tree.expert_names[i]), where, keep)
         map_ = checkpoint.map() if checkpoint.has("map.npz") else None
         return cls(
-            checkpoint.extractor().to(where), tree, checkpoint.router(tree).to(where), bank, map_, folder.name
+            checkpoint.extractor().to(where), tree, checkpoint.router(tree).to(where), bank, map_, folder
         )
 
     @torch.inference_mode()

@@ -6,10 +6,13 @@ per session.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,17 @@ class Memory:
     size: tuple[int, int]  # width, height
     result: Restoration  # auto mode's, without its image
     auto: Shown
+    ahead: bool = False  # restored before anyone asked
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Auto mode's memory of an example photo, with the files that it names."""
+
+    memory: Memory
+    before: bytes
+    png: bytes
+    after: bytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,24 @@ class Handlers:
     def __init__(self, model: UniRestorer, folder: Path) -> None:
         self.model = model
         self.folder = folder
+        self._prepared: dict[str, Prepared] = {}  # by SHA-256 of the photo's file
+
+    def prepare(self, photos: Iterable[Path]) -> None:
+        """Restore example photos in auto mode now, so that asking for one is answered at once.
+
+        What cannot be restored is left to whoever asks for it, and told then. Ends early when the program
+        does.
+        """
+        for photo in photos:
+            if not threading.main_thread().is_alive():
+                return
+            with contextlib.suppress(ValueError, OSError):
+                memory = self.auto(str(photo))
+                before, png, after = (
+                    Path(file).read_bytes() for file in (memory.before, memory.auto.png, memory.auto.after)
+                )
+                key = hashlib.sha256(photo.read_bytes()).hexdigest()
+                self._prepared[key] = Prepared(replace(memory, ahead=True), before, png, after)
 
     def views(
         self,
@@ -105,6 +137,16 @@ class Handlers:
     def auto(self, photo: str, progress: Progress | None = None) -> Memory:
         """Restore a photo's file in auto mode. Raises ValueError for what is no photo."""
         clock = Clock()
+        prepared = self._prepared.get(hashlib.sha256(photo_bytes(photo)).hexdigest())
+        if prepared:
+            memory = prepared.memory
+            png, after = (
+                self.keep_bytes(data, Path(file).name)
+                for data, file in ((prepared.png, memory.auto.png), (prepared.after, memory.auto.after))
+            )
+            before = self.keep_bytes(prepared.before, Path(memory.before).name)
+            shown = replace(memory.auto, png=png, after=after)
+            return replace(memory, photo=photo, before=before, auto=shown)
         x = read_photo(photo)
         clock.stop("decode")
         result = self.model(x, progress=progress)
@@ -205,13 +247,17 @@ def shrink(image: Image.Image, longest: int = SHOWN_PX) -> Image.Image:
 
 def read_photo(photo: str | None) -> Tensor:
     """A photo's file as (1, 3, H, W) in [0, 1]. The errors (ValueError) never repeat the file's name."""
+    return load_image(photo_bytes(photo))
+
+
+def photo_bytes(photo: str | None) -> bytes:
+    """What a photo's file holds. Raises ValueError when there is none."""
     if not photo:
         raise ValueError("no photo was given: upload, paste or take one")
     try:
-        data = Path(photo).read_bytes()
+        return Path(photo).read_bytes()
     except OSError:
         raise ValueError("the photo is no longer kept here: upload it again") from None
-    return load_image(data)
 
 
 def read_tasks(names: list[str] | None) -> tuple[Task, ...]:

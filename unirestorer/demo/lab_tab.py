@@ -118,6 +118,26 @@ def strength_slider(task: Task) -> dict[str, Any]:
     }
 
 
+def set_lab(controls: Controls, spoiling: Spoiling) -> dict[Any, Any]:
+    """What sets the controls: updates of the components that `lab_parts` lists, the seed apart."""
+    slider = strength_slider(spoiling.task)
+    others = {
+        component: gr.Slider(value=spoiling.others.get(one, NONE[one]), visible=one is not spoiling.task)
+        for one, component in controls.others.items()
+    }
+    return {
+        controls.task: spoiling.task.value,
+        controls.strength: gr.Slider(**{**slider, "value": spoiling.strength}),
+        controls.backwards: spoiling.backwards,
+        **others,
+    }
+
+
+def lab_parts(controls: Controls) -> list[Any]:
+    """The components that `set_lab` sets."""
+    return [controls.task, controls.strength, controls.backwards, *controls.others.values()]
+
+
 def _controls(tasks: tuple[Task, ...]) -> Controls:
     with gr.Column(scale=4, min_width=320, elem_classes="card"):
         gr.HTML(INTRO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from gradio.utils import get_upload_folder
 from unirestorer.demo import panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.batch_tab import add_batch
+from unirestorer.demo.card import card_html, card_text
 from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
-from unirestorer.demo.lab import Lab
-from unirestorer.demo.lab_tab import Controls, add_lab, strength_slider
+from unirestorer.demo.lab import NONE, Lab, Spoiling
+from unirestorer.demo.lab_tab import Controls, add_lab, lab_parts, set_lab, strength_slider
 from unirestorer.demo.lessons_tab import add_lessons
 from unirestorer.demo.link import read_link
 from unirestorer.demo.photo import photo_input
@@ -84,10 +86,16 @@ class Explanations:
     who: gr.HTML
 
 
-def build_page(model: UniRestorer) -> gr.Blocks:
-    """The whole page for one model. Serve it with `launch_options()`."""
+def build_page(model: UniRestorer, *, ahead: bool = False) -> gr.Blocks:
+    """The whole page for one model. Serve it with `launch_options()`.
+
+    With `ahead` the examples are restored at once, in a thread of their own.
+    """
     handlers = Handlers(model, Path(get_upload_folder()))
     examples = find_examples()
+    if ahead:
+        paths = [example.path for example in examples]
+        threading.Thread(target=handlers.prepare, args=(paths,), name="examples").start()
     start = panels.draw(model, View())
     with gr.Blocks(
         title="UniRestorer", fill_width=True, delete_cache=(600, KEPT_SECONDS), analytics_enabled=False
@@ -109,7 +117,12 @@ def build_page(model: UniRestorer) -> gr.Blocks:
             with gr.Tab("Many photos", id="batch"):
                 add_batch(handlers, MODEL_QUEUE)
             with gr.Tab("Lessons", id="lessons") as lessons_tab:
-                add_lessons(handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples)
+                add_lessons(
+                    page, handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
+                )
+            with gr.Tab("Model card", id="card"), gr.Column(elem_classes="card", elem_id="model-card"):
+                gr.HTML(card_html(model))
+                gr.Markdown(card_text(model))
         _connect_model(handlers, memory, sidebar, card, results, explanations)
         _connect_clicks(handlers, examples, sidebar, card, results, explanations)
         _connect_link(page, handlers, examples, sidebar, card, lab, tabs)
@@ -374,9 +387,11 @@ def _connect_link(
         if link.expert:
             updates[sidebar.expert] = link.expert
         if link.task is not None:
-            slider = strength_slider(link.task)
-            strength = slider["value"] if link.strength is None else link.strength
-            updates |= {lab.task: link.task.value, lab.strength: gr.Slider(**{**slider, "value": strength})}
+            middling = strength_slider(link.task)["value"]
+            strength = middling if link.strength is None else link.strength
+            updates |= set_lab(
+                lab, Spoiling(link.task, strength, others=link.others, backwards=link.backwards)
+            )
         if link.seed:
             updates[lab.seed] = link.seed
         return updates
@@ -388,7 +403,7 @@ def _connect_link(
 
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     page.load(open_photo, None, card.photo, **quiet)
-    targets = [tabs, sidebar.tasks, sidebar.expert, lab.task, lab.strength, lab.seed]
+    targets = [tabs, sidebar.tasks, sidebar.expert, lab.seed, *lab_parts(lab)]
     page.load(open_link, None, targets, **quiet)
     for component, name, value in (
         (sidebar.tasks, "tasks", "value.join('.')"),
@@ -396,6 +411,9 @@ def _connect_link(
         (lab.task, "task", "value"),
         (lab.strength, "strength", "String(value)"),
         (lab.seed, "seed", "value ? String(value) : ''"),
-    ):
+        (lab.backwards, "backwards", "value ? '1' : ''"),
+        *((slider, one.value, f"value === {NONE[one]:g} ? '' : String(value)")
+          for one, slider in lab.others.items()),
+    ):  # fmt: skip
         follow = f"(value) => {{ window.unirestorerLink('{name}', {value}); }}"
         component.change(None, component, None, js=follow, api_visibility="private")

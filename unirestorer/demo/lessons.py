@@ -213,7 +213,8 @@ def lesson_html(number: int) -> str:
     """Title and text of a lesson."""
     lesson = LESSONS[number]
     return (
-        f'<p class="label">Lesson {number + 1} of {len(LESSONS)}</p><h2 class="title">{lesson.title}</h2>'
+        f'<p class="label" data-lesson="{number + 1}">Lesson {number + 1} of {len(LESSONS)}</p>'
+        f'<h2 class="title">{lesson.title}</h2>'
         f'<div class="lesson">{lesson.text}</div>'
     )
 

@@ -8,12 +8,15 @@ import gradio as gr
 
 from unirestorer.demo.examples import Example
 from unirestorer.demo.handlers import Handlers, Memory
-from unirestorer.demo.lab_tab import Controls, strength_slider
+from unirestorer.demo.lab import Spoiling
+from unirestorer.demo.lab_tab import Controls, lab_parts, set_lab
 from unirestorer.demo.lessons import LESSONS, lesson_html, likelihood_html, noise_html, verdict
+from unirestorer.demo.link import read_link
 from unirestorer.types import Estimate
 
 
 def add_lessons(
+    page: gr.Blocks,
     handlers: Handlers,
     tab: gr.Tab,
     tabs: gr.Tabs,
@@ -23,7 +26,9 @@ def add_lessons(
     lab: Controls,
     examples: tuple[Example, ...],
 ) -> None:
-    """Fill the tab under construction; lessons set `photo` and `tasks` of the Restore tab, and the lab."""
+    """Fill the tab under construction; lessons set `photo` and `tasks` of the Restore tab, and the lab.
+    The address may name a lesson.
+    """
     model = handlers.model
     with gr.Column(elem_classes="card", elem_id="lessons"):
         number = gr.State(0)
@@ -82,9 +87,12 @@ def add_lessons(
         if setting.tab == "restore":
             updates[tasks] = [task.value for task in setting.tasks]
         if setting.task is not None:
-            updates[lab.task] = setting.task.value
-            updates[lab.strength] = gr.Slider(**{**strength_slider(setting.task), "value": setting.strength})
+            updates |= set_lab(lab, Spoiling(setting.task, setting.strength))
         return updates
+
+    def open_lesson(request: gr.Request) -> list[Any]:
+        link = read_link(dict(request.query_params), model.tree, len(examples))
+        return turn(link.lesson - 1, None, 3, 0)
 
     def set_photo(number: int, photo: str | None) -> str | None:
         # By itself: a component left out of a dict of updates is rebuilt without `photo_input`'s preprocess.
@@ -102,4 +110,5 @@ def add_lessons(
     width.release(redraw, inputs, [numbers, seed], **quiet)
     tab.select(live, inputs, numbers, **quiet)
     show.click(set_photo, [number, photo], photo, **quiet)
-    show.click(set_page, number, [tabs, tasks, lab.task, lab.strength], **quiet)
+    show.click(set_page, number, [tabs, tasks, *lab_parts(lab)], **quiet)
+    page.load(open_lesson, None, everything, **quiet)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from unirestorer.demo.lab import known_tasks, span
+from unirestorer.demo.lab import NONE, known_tasks, span
+from unirestorer.demo.lessons import LESSONS
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
-TABS = ("restore", "lab", "compare", "batch", "lessons")
+TABS = ("restore", "lab", "compare", "batch", "lessons", "card")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Link:
     task: Task | None = None  # the lab's
     strength: float | None = None
     seed: int = 0
+    others: Mapping[Task, float] = field(default_factory=dict)  # more degradations in the lab
+    backwards: bool = False
+    lesson: int = 1
     hide: frozenset[str] = frozenset()  # of TABS but the first, and "sidebar"; page.js hides them
 
 
@@ -35,6 +39,7 @@ def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) ->
     named = set(query.get("tasks", "").split("."))
     task = next((task for task in known if task.value == query.get("task")), None)
     example = _whole(query.get("example"), examples - 1)
+    more = {one: _strength(query.get(one.value), one) for one in known if one is not task}
     hidden = set(query.get("hide", "").split(".")) & {*TABS[1:], "sidebar"}
     return Link(
         tab=tab if tab in TABS and tab not in hidden else "restore",
@@ -44,6 +49,9 @@ def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) ->
         task=task,
         strength=_strength(query.get("strength"), task),
         seed=_whole(query.get("seed"), 2**31 - 1) or 0,
+        others={one: value for one, value in more.items() if value not in (None, NONE[one])},
+        backwards=query.get("backwards") == "1",
+        lesson=_whole(query.get("lesson"), len(LESSONS)) or 1,
         hide=frozenset(hidden),
     )
 

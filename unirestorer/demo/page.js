@@ -24,6 +24,13 @@ window.unirestorerReady = () => {
       if (!input.getAttribute("aria-label")) input.setAttribute("aria-label", "Choose a photo");
     });
   };
+  let lesson = document.querySelector("[data-lesson]")?.dataset.lesson;
+  const follow = () => {
+    const now = document.querySelector("[data-lesson]")?.dataset.lesson;
+    if (now && now !== lesson) window.unirestorerLink("lesson", now === "1" ? "" : now);
+    lesson = now ?? lesson;
+  };
+  new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
 };
@@ -37,7 +44,7 @@ window.unirestorerLink = (name, value) => {
   window.history.replaceState(window.history.state, "", window.location.pathname + (text ? `?${text}` : ""));
 };
 const hidden = (new URLSearchParams(window.location.search).get("hide") ?? "").split(".");
-const rules = ["lab", "compare", "batch", "lessons"].filter((name) => hidden.includes(name))
+const rules = ["lab", "compare", "batch", "lessons", "card"].filter((name) => hidden.includes(name))
   .map((name) => `#tabs [data-tab-id=${name}] { display: none !important; }`);
 if (hidden.includes("sidebar")) {
   rules.push("#sidebar { display: none !important; } .sidebar-parent { padding-left: 0 !important; }");

@@ -1,0 +1,84 @@
+"""The model card on the page: what the checkpoint is, what it was measured to do, and where it fails."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+
+from unirestorer.demo import theme, words
+from unirestorer.pipeline import UniRestorer
+from unirestorer.types import Task
+
+MODES = ("input", "all", "auto", "instruction", "oracle")
+BANDS = {"single-in": "Strengths that were trained", "single-out": "Beyond the trained strengths"}
+
+
+def card_text(model: UniRestorer) -> str:
+    """The checkpoint's own README as Markdown, without its first title; a sentence where there is none.
+
+    A stranger's card gets no markup of its own, and no pictures: those could be fetched from other hosts.
+    """
+    path = model.folder / "README.md" if model.folder else None
+    if path is None or not path.is_file():
+        return "This checkpoint came without a model card."
+    text = path.read_text(encoding="utf-8", errors="replace")
+    text = re.sub(r"\A\s*# .*\n", "", text)
+    text = re.sub(r"!\[([^\]]*)\]", r"[\1]", text)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def card_html(model: UniRestorer) -> str:
+    """Title, size and the measured results, as far as the checkpoint has them."""
+    tree = model.tree
+    title = f"Model card: {html.escape(model.name)}" if model.name else "Model card"
+    levels = ", ".join(str(len(names)) for names in tree.names)
+    parts = [
+        f'<h2 class="title">{title}</h2>'
+        f'<p class="sub">{len(tree.expert_names)} experts in levels of {levels}; one of them restores a '
+        f"photo. {words.device(model.device.type)}</p>"
+    ]
+    cases = measured_cases(model)
+    for band, name in BANDS.items():
+        found = {id_.partition("/")[2]: case for id_, case in cases.items() if id_.startswith(f"{band}/")}
+        if found:
+            parts.append(f'<p class="label">{name}: PSNR in dB</p>{_table(found)}')
+    return "".join(parts)
+
+
+def measured_cases(model: UniRestorer) -> dict[str, dict[str, Any]]:
+    """What `python -m training evaluate` stored with the checkpoint; nothing where that cannot be read."""
+    path = model.folder / "metrics.json" if model.folder else None
+    try:
+        cases = json.loads(path.read_text())["evaluation"]["cases"] if path else {}
+        return {str(id_): case for id_, case in cases.items() if {"input", "auto"} <= set(case["psnr"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _table(cases: dict[str, dict[str, Any]]) -> str:
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("case", "photos", *MODES, "auto’s gain"))
+    rows = "".join(_row(name, case) for name, case in cases.items())
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Measured results">'
+        f'<table class="routes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _row(name: str, case: dict[str, Any]) -> str:
+    psnr = case["psnr"]
+    task = next((task for task in Task if name.startswith(f"{task.value}-")), None)
+    colour = theme.TASK_COLOURS[task] if task else "currentColor"
+    cells = "".join(f"<td>{_number(psnr.get(mode))}</td>" for mode in MODES)
+    gain = float(psnr["auto"]) - float(psnr["input"])
+    width = max(0.0, min(100.0, 100 * gain / 15))
+    return (
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{_number(case.get("n"), 0)}</td>{cells}'
+        f'<td class="gain"><span class="track"><i style="width:{width:.0f}%;background:{colour}"></i></span>'
+        f"{gain:+.2f}</td></tr>"
+    )
+
+
+def _number(value: Any, digits: int = 2) -> str:  # noqa: ANN401 - whatever the file holds
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
