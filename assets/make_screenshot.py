@@ -4,6 +4,7 @@ Serves the page with the shipped checkpoint. page.png: a task's example and the 
 the degradation lab after a sweep over the strength of noise.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -64,9 +66,9 @@ def save(page: Page, target: Path, *, full: bool) -> None:
     print(f"{target}: {target.stat().st_size // 1024} KiB")
 
 
-def main() -> None:
-    task = Task(sys.argv[1]) if len(sys.argv) > 1 else Task.DERAIN
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The address of a page with the shipped checkpoint, served by a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,14 +82,20 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.3)
-        with sync_playwright() as playwright:
-            browser, page = open_page(playwright, url)
-            take_page(page, task, folder / "page.png")
-            take_lab(page, folder / "lab.png")
-            browser.close()
+        yield url
     finally:
         server.terminate()
         server.wait(20)
+
+
+def main() -> None:
+    task = Task(sys.argv[1]) if len(sys.argv) > 1 else Task.DERAIN
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent
+    with served() as url, sync_playwright() as playwright:
+        browser, page = open_page(playwright, url)
+        take_page(page, task, folder / "page.png")
+        take_lab(page, folder / "lab.png")
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
 MODES = ("input", "all", "auto", "instruction", "oracle")
+HEADS = ("input", "ALL", "auto", "instruction", "oracle")
 BANDS = {"single-in": "Strengths that were trained", "single-out": "Beyond the trained strengths"}
 
 
@@ -58,7 +59,7 @@ def measured_cases(model: UniRestorer) -> dict[str, dict[str, Any]]:
 
 
 def _table(cases: dict[str, dict[str, Any]]) -> str:
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("case", "photos", *MODES, "auto’s gain"))
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("case", "photos", *HEADS, "auto’s gain"))
     rows = "".join(_row(name, case) for name, case in cases.items())
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Measured results">'

@@ -114,7 +114,7 @@ def strength_slider(task: Task) -> dict[str, Any]:
         "value": round(middle) if whole else round(middle, 2),
         "step": 1 if whole else 0.05,
         "label": words.strength_label(task),
-        "info": words.trained_range(task, low, high),
+        "info": words.trained_range(task),
     }
 
 
@@ -151,7 +151,7 @@ def _controls(tasks: tuple[Task, ...]) -> Controls:
         with gr.Accordion("More degradations at once", open=False, elem_id="lab-more"):
             others = {
                 one: gr.Slider(
-                    **{**strength_slider(one), "value": NONE[one]},
+                    **{**strength_slider(one), "value": NONE[one], "info": words.trained(one)},
                     visible=one is not tasks[0],
                     elem_id=f"lab-{one.value}",
                     buttons=[],

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
@@ -202,8 +203,15 @@ def strength_label(task: Task) -> str:
     return f"{name[0].upper()}{name[1:]}: {STRENGTHS[task]}"
 
 
-def trained_range(task: Task, low: float, high: float) -> str:
+def trained(task: Task) -> str:
+    """The strengths that the experts were trained on."""
+    low, high = RANGES["single"][task]["in"]
+    return f"Trained on {low:g} to {high:g}."
+
+
+def trained_range(task: Task) -> str:
     """What lies where on the slider."""
+    low, high = RANGES["single"][task]["in"]
     worse = "lower" if task is Task.DEJPEG else "higher"
     return f"The experts were trained on {low:g} to {high:g}; {worse} is beyond anything they saw."
 
