@@ -434,6 +434,35 @@ def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     assert "no map" in panels.draw(bare, view).what
 
 
+def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
+    """Every point is drawn once; severer degrees are darker; a leaf has its expert's colour."""
+    tree = make_tiny_tree()
+    drawn = make_tiny_map(tree)
+    words_of = {Task.DERAIN: ("light rain", "medium rain", "heavy rain"),
+                Task.DEJPEG: ("heavy compression", "medium compression", "light compression")}  # fmt: skip
+    text = [f"{words_of[task][i % 3]} (5)" if (task := Task(name)) in words_of else name
+            for i, name in enumerate(drawn.task.tolist())]  # fmt: skip
+    leaf, task = drawn.leaf.copy(), drawn.task.copy()
+    leaf[:4], task[:4], text[:4] = -1, "clean", ["clean photo"] * 4
+    map_ = replace(drawn, text=np.array(text), leaf=leaf, task=task)
+    groups = {}
+    for by in figures.COLOUR_BY:
+        traces = figures.map_figure(map_, tree, by=by).data
+        points = [trace for trace in traces if trace.marker.size == 5.5]
+        assert sum(len(trace.x) for trace in points) == len(map_.xy)
+        groups[by] = {trace.name: trace for trace in points}
+    assert len(groups["type"]) == 8 and len(groups["leaf"]) == tree.leaves + 1 and "clean" in groups["leaf"]
+    colour = {name: trace.marker.color for name, trace in groups["degree"].items()}
+    for worse, better in (("heavy rain", "light rain"), ("heavy compression", "light compression")):
+        assert lightness(colour[worse]) < lightness(colour[better])
+    shades = theme.node_colours(tree)
+    assert groups["leaf"]["5"].marker.color == shades[tree.offsets[-1] + 5]
+
+
+def lightness(colour: str) -> float:
+    return colorsys.rgb_to_hls(*(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)))[1]
+
+
 def test_examples_are_there_and_chosen_by_number() -> None:
     examples = find_examples()
     assert [example.word for example in examples][:3] == ["rain", "haze", "noise"] and len(examples) == 8

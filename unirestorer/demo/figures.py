@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from unirestorer.degradation.recipe import DEGREES
 from unirestorer.demo import theme, words
 from unirestorer.map import DegradationMap
 from unirestorer.tree import DegradationTree
@@ -17,15 +18,19 @@ BINS = 36
 LINE_COLOUR = "#64748B"
 
 
+COLOUR_BY = ("type", "degree", "leaf")
+
+
 def map_figure(
-    map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None
+    map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None, by: str = "type"
 ) -> go.Figure:
-    """The training DRs by task, the tree drawn over them and, with a `report`, its photo as a star.
+    """The training DRs coloured by one of `COLOUR_BY`, the tree drawn over them and, with a `report`, its
+    photo as a star.
 
     Plain SVG markers: a few thousand draw at once, and WebGL is missing in too many classrooms.
     """
     figure = go.Figure()
-    for name, colour, symbol, rows in _groups(map_):
+    for name, colour, symbol, rows in _groups(map_, tree, by):
         figure.add_scatter(
             x=map_.xy[rows, 0], y=map_.xy[rows, 1], mode="markers", name=name,
             marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
@@ -58,8 +63,40 @@ def map_figure(
     return figure
 
 
-def _groups(map_: DegradationMap) -> list[tuple[str, str, str, np.ndarray]]:
-    """(name, colour, symbol, rows) of the map's points, by task; what has several is a group of its own."""
+def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[str, str, str, np.ndarray]]:
+    """(name, colour, symbol, rows) of the map's points; the symbol is always the task's."""
+    groups = []
+    for name, colour, symbol, rows in _tasks(map_):
+        keys = _degrees(map_, rows) if by == "degree" else map_.leaf[rows]
+        task = next((task for task, word in words.TASK_WORDS.items() if word == name), None)
+        if by == "type" or (by == "degree" and task is None) or (by == "leaf" and (keys < 0).all()):
+            groups.append((name, colour, symbol, rows))
+            continue
+        shades = theme.node_colours(tree)
+        for key in sorted(set(keys.tolist())):
+            shade = shades[tree.offsets[-1] + int(key)] if by == "leaf" else _degree_colour(task, key)
+            groups.append((str(key), shade, symbol, rows[keys == key]))
+    return groups
+
+
+def _degrees(map_: DegradationMap, rows: np.ndarray) -> np.ndarray:
+    """Each point's recipe in words, without the strength."""
+    return np.array([text.partition(" (")[0] for text in map_.text[rows].tolist()])
+
+
+def _degree_colour(task: Task | None, degree: str) -> str:
+    """The task's colour, lighter or darker by degree, mild to severe; as it is for an unknown degree."""
+    if task is None:
+        return theme.SEVERAL_COLOUR
+    order = list(DEGREES[task][1])
+    if task is Task.DEJPEG:  # named from low quality to high
+        order.reverse()
+    shades = theme.degree_colours(theme.TASK_COLOURS[task], len(order))
+    return shades[order.index(degree)] if degree in order else theme.TASK_COLOURS[task]
+
+
+def _tasks(map_: DegradationMap) -> list[tuple[str, str, str, np.ndarray]]:
+    """(name, colour, symbol, rows) by task; what has several is a group of its own."""
     groups = []
     taken = np.zeros(len(map_.task), bool)
     for task in Task:

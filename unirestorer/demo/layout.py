@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import plotly.graph_objects as go
 from gradio.utils import get_upload_folder
 
-from unirestorer.demo import panels, theme, words
+from unirestorer.demo import figures, panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.batch_tab import add_batch
 from unirestorer.demo.card import card_html, card_text
@@ -80,6 +81,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Explanations:
+    by: gr.Radio
     map: gr.Plot
     what: gr.HTML
     sure: gr.HTML
@@ -241,6 +243,13 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
 def _explanations(start: panels.Panels) -> Explanations:
     with gr.Column(scale=10, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("what"))
+        by = gr.Radio(
+            list(figures.COLOUR_BY),
+            value=figures.COLOUR_BY[0],
+            label="Colour by",
+            visible=start.map is not None,
+            elem_id="map-by",
+        )
         chart = gr.Plot(
             start.map, show_label=False, container=False, visible=start.map is not None, elem_id="map"
         )
@@ -251,7 +260,7 @@ def _explanations(start: panels.Panels) -> Explanations:
     with gr.Column(scale=12, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("who"))
         who = gr.HTML(start.who, js_on_load=CLICKS.replace("NAME", "expert"), elem_id="who")
-    return Explanations(chart, what, sure, who)
+    return Explanations(by, chart, what, sure, who)
 
 
 # Events
@@ -272,6 +281,7 @@ def _connect_model(
         tasks: list[str],
         expert: str | None,
         memory: Memory | None,
+        by: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> Iterator[dict[Any, Any]]:
         def tell(share: float) -> None:
@@ -280,10 +290,10 @@ def _connect_model(
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
             if view.error is not None:
                 gr.Warning(words.sorry(view.error))
-            yield show(view)
+            yield show(view, by)
 
-    def show(view: View) -> dict[Any, Any]:
-        drawn = panels.draw(handlers.model, view)
+    def show(view: View, by: str) -> dict[Any, Any]:
+        drawn = panels.draw(handlers.model, view, by)
         updates = {
             memory: view.memory,
             results.verdict: drawn.verdict,
@@ -307,12 +317,12 @@ def _connect_model(
         *(results.verdict, results.below, results.hint, results.report, results.timing),
         *vars(results.auto).values(),
         *vars(results.choice).values(),
-        *vars(explanations).values(),
+        *(explanations.map, explanations.what, explanations.sure, explanations.who),
     ]
     gr.on(
         [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
         run,
-        [card.photo, sidebar.tasks, sidebar.expert, memory],
+        [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
         outputs,
         api_visibility="private",
         trigger_mode="always_last",
@@ -321,6 +331,14 @@ def _connect_model(
         show_progress="minimal",
         show_progress_on=[results.verdict],
     )
+
+    def colour(by: str, memory: Memory | None) -> go.Figure | None:
+        return panels.draw_map(handlers.model, memory.auto.report if memory else None, by)
+
+    explanations.by.change(
+        colour, [explanations.by, memory], explanations.map, api_visibility="private",
+        show_progress="hidden", trigger_mode="always_last",
+    )  # fmt: skip
 
 
 def _result(

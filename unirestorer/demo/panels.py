@@ -66,8 +66,9 @@ class Panels:
     timing: str
 
 
-def draw(model: UniRestorer, view: View) -> Panels:
-    """All panels. They explain the second result where there is one, else auto mode's."""
+def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
+    """All panels. They explain the second result where there is one, else auto mode's. `by` colours the map.
+    """
     auto = view.memory.auto.report if view.memory else None
     choice = view.choice.report if view.choice else None
     report = choice or auto
@@ -79,7 +80,7 @@ def draw(model: UniRestorer, view: View) -> Panels:
         hint=""
         if choice or not auto
         else f'<p class="hint">{"Restoring your choice …" if view.waiting else HINT}</p>',
-        map=draw_map(model, auto) if view.fresh else None,
+        map=draw_map(model, auto, by) if view.fresh else None,
         what=_what(auto),
         sure=_sure(model, auto),
         who=_who(model, view, report, auto),
@@ -87,9 +88,11 @@ def draw(model: UniRestorer, view: View) -> Panels:
     )
 
 
-def draw_map(model: UniRestorer, report: dict[str, Any] | None = None) -> go.Figure | None:
+def draw_map(
+    model: UniRestorer, report: dict[str, Any] | None = None, by: str = "type"
+) -> go.Figure | None:
     """The map with the photo's star, or nothing where the model has no map."""
-    return None if model.map is None else figures.map_figure(model.map, model.tree, report)
+    return None if model.map is None else figures.map_figure(model.map, model.tree, report, by)
 
 
 def panel_title(key: str) -> str:
