@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from training.__main__ import main
+from training.ablate import subtree
 from training.compare_shapes import SHAPES
 from training.data import Corpus, find_photos
 from training.draw import draw_photos
-from training.tables import overhead, shapes
+from training.tables import ablation, overhead, shapes
 from training.train_extractor import balanced_rows
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.config import CorpusConfig
 from unirestorer.pipeline import UniRestorer
+from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +114,53 @@ def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
     training = new.config["training"]
     assert training["extractor"]["init_sha256"] == old.config["files"]["extractor.safetensors"]
     assert "init_sha256" in training["experts"]["1-0"] and "init_sha256" not in training["experts"]["2-0"]
+
+
+@pytest.mark.parametrize("setting", ["single", "mixed"])
+def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> None:
+    """Every row of every table, on drawn photos, from experts that the rows share."""
+    words = ["ablate", "--preset", "tiny", "--setting", setting, "--out", str(tmp_path), "--workers", "1"]
+    assert main([*words, "--device", "cpu"]) == 2, "there is no extractor yet"
+    words += ["--init", str(trained), "--device", "cpu", "--set", "experts.minutes=0.02,0.02,0.02"]
+    assert main(words) == 0
+    measured = json.loads((tmp_path / "metrics.json").read_text())[f"ablation-{setting}"]
+    rows = {(row["table"], row["row"]): row for row in measured["rows"]}
+    text = "\n".join(ablation(measured))
+    if setting == "single":
+        assert set(rows) == {("rain in four", name)
+                             for name in ("our extractor", "an untrained tower", "known strength")}  # fmt: skip
+        assert "| known strength |" in text
+        return
+    of_table = {table: [name for t, name in rows if t == table] for table, _ in rows}
+    assert of_table["fineness"] == ["1", "2", "4", "8", "16"]
+    assert of_table["levels"] == ["{8}", "{1, 8}", "{4, 8}", "{1, 4, 8}", "{1, 4, 8, 16}"]
+    assert len(of_table["routers"]) == 3 and len(of_table["losses"]) == 8
+    assert rows["fineness", "8"]["in"] == rows["levels", "{8}"]["in"]
+    for row in rows.values():
+        for band in ("in", "out"):
+            assert 5 < row[band] < 60 and sum(row.get(f"load {band}", [100])) == pytest.approx(100, abs=2)
+    assert len(list((tmp_path / "work" / "ablate" / "experts").iterdir())) == 31
+    assert "**Ablation, losses**" in text and "| all, beta 0.05 |" in text
+
+
+def test_some_levels_of_a_tree_are_a_tree() -> None:
+    """The paths of {1, 2, 4} without the middle level, and without all but the middle."""
+    centers = tuple(torch.randn(count, 3) for count in (1, 2, 4))
+    parents = (torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0, 1, 1, 0]))
+    sets = tuple({frozenset({task}): 5} for task in list(Task)[:4])
+    tree = DegradationTree(centers, parents, sets, (("all",), ("a", "b"), tuple("wxyz")))
+    small, nodes, leaf = subtree(tree, (1, 4))
+    small.check()
+    assert small.expert_table.tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
+    assert nodes.tolist() == [0, 3, 4, 5, 6] and leaf.tolist() == [0, 1, 2, 3]
+    middle, nodes, leaf = subtree(tree, (2,))
+    middle.check()
+    assert nodes.tolist() == [1, 2] and leaf.tolist() == [0, 1, 1, 0] and middle.names == (("a", "b"),)
+    first, second, third, fourth = list(Task)[:4]
+    assert middle.task_sets == (
+        {frozenset({first}): 5, frozenset({fourth}): 5},
+        {frozenset({second}): 5, frozenset({third}): 5},
+    )
 
 
 def test_shapes_are_compared_per_task(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from training import classical, evaluate, overhead
+from training.ablate import BANDS, Material, ablate
 from training.compare_shapes import compare
 from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
 from training.fit_map import fit_map
 from training.fit_tree import fit_tree
-from training.train_experts import Node, Trainer
+from training.train_experts import Trainer, nodes_of
 from training.train_extractor import corpus_drs, report, train_extractor
 from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
 from unirestorer import checkpoint
@@ -32,7 +33,6 @@ from unirestorer.checkpoint import Checkpoint
 from unirestorer.config import Config, CorpusConfig, override, preset, to_dict
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
-from unirestorer.types import Task
 
 EXAMPLES = """examples:
   python -m training all --preset tiny --out out/tiny            every stage on drawn photos, in two minutes
@@ -40,6 +40,7 @@ EXAMPLES = """examples:
   python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
   python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
+  python -m training ablate --setting mixed --data PHOTOS --out OUT --init single --set experts.minutes=2,0.5
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
   python -m training classical --checkpoint single --data VALIDATION --limit 8
   python -m training overhead --checkpoint single
@@ -150,24 +151,6 @@ def tree_stage(run: Run) -> None:
     say("leaves: " + "; ".join(fitted.tree.names[-1]))
 
 
-def tree_nodes(run: Run) -> list[Node]:
-    """The nodes of the checkpoint's tree with their rows of the corpus, in training order (parents first)."""
-    tree = run.checkpoint.tree()
-    leaf = np.load(run.leaf_file)
-    row_leaf = np.where(run.corpus.recipe >= 0, leaf[run.corpus.recipe], -1)
-    table = tree.expert_table.numpy()
-    nodes = []
-    for number, name in enumerate(tree.expert_names):
-        level, index = tree.level_of(number)
-        rows = np.flatnonzero(np.isin(row_leaf, np.flatnonzero((table == number).any(1))))
-        tasks = set(run.corpus.task[rows].tolist())
-        task = list(Task)[tasks.pop()] if len(tasks) == 1 and min(tasks) >= 0 else None
-        parent = f"{level - 1}-{int(tree.parents[level][index])}" if level else ""
-        nodes.append(Node(level, index, rows, parent, task))
-        assert nodes[-1].name == name
-    return nodes
-
-
 def experts_stage(run: Run) -> None:
     """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done.
 
@@ -177,7 +160,7 @@ def experts_stage(run: Run) -> None:
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
-    nodes = tree_nodes(run)
+    nodes = nodes_of(run.checkpoint.tree(), np.load(run.leaf_file), run.corpus)
     done: dict[str, Any] = {}
     own = (run.shard[0] - 1, run.shard[1])
     for place, node in enumerate(nodes):
@@ -274,7 +257,30 @@ def shapes_stage(run: Run) -> None:
         evaluate.store(run.out / "metrics.json", "shapes", {"about": run.about(), "rows": found})
 
 
-VERBS = {**STAGES, "shapes": shapes_stage}
+def ablate_stage(run: Run) -> None:
+    """What each part is worth: levels, routers and losses ("mixed") or clusters of rain ("single"), at the
+    budget of `experts.minutes`; figures go to metrics.json. Takes the extractor of OUT, else of --init.
+    """
+    has = (run.out / "config.json").is_file() and run.checkpoint.has("extractor.safetensors")
+    source = run.checkpoint if has else run.init
+    if source is None:
+        raise ValueError("ablate needs an extractor: run the stage extractor, or name a model by --init")
+    extractor = source.extractor()
+    material = Material(
+        run.config, extractor, run.corpus, corpus_drs(extractor, run.corpus, run.device),
+        {band: run.held_out(band) for band in BANDS}, run.photos("routers"), run.photos("experts"),
+        run.work / "ablate", run.device, run.compile,
+    )  # fmt: skip
+    about = run.about(minutes=run.config.experts.minutes, router_steps=run.config.routers.steps)
+    found = []
+    for row in ablate(material):
+        found.append(row)
+        say(f"{row['table']}, {row['row']}: {row['in']:.2f} dB in, {row['out']:.2f} dB out")
+        key = f"ablation-{run.config.tree.setting}"
+        evaluate.store(run.out / "metrics.json", key, {"about": about, "rows": found})
+
+
+VERBS = {**STAGES, "shapes": shapes_stage, "ablate": ablate_stage}
 MEASUREMENTS = {  # of a finished checkpoint: in words, and the module that has the options and does it
     "evaluate": ("measure a checkpoint by the protocol", evaluate),
     "classical": ("compare a checkpoint with classical methods", classical),

@@ -70,9 +70,9 @@ def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> Fitted
     if config.setting == "single":
         leaf = _cluster_within_tasks(corpus, means, rows, config, seed)
     else:
-        leaf = _cluster(means, rows, config.levels[-1], seed)
+        leaf = cluster(means, rows, config.levels[-1], seed)
     leaf, merged = merge_small(leaf, means, rows, config.minimum_samples, _tasks_of(corpus, config.setting))
-    centers = [_centers(means, rows, leaf)]
+    centers = [centers_of(means, rows, leaf)]
     parents: list[np.ndarray] = []
     for size in reversed(config.levels[:-1]):  # coarser: K-means on the finer centres
         below = centers[0]
@@ -86,10 +86,10 @@ def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> Fitted
             )
             up = np.unique(up, return_inverse=True)[1]
         else:
-            up = _cluster(below, np.ones(len(below)), min(size, len(below)), seed)
+            up = cluster(below, np.ones(len(below)), min(size, len(below)), seed)
         weights = np.bincount(leaf, rows, len(below)) if len(centers) == 1 else np.ones(len(below))
         parents.insert(0, up)
-        centers.insert(0, _centers(below, weights, up))
+        centers.insert(0, centers_of(below, weights, up))
     parents.insert(0, np.zeros(len(centers[0]), int))
     sets = tuple(_task_sets(corpus, leaf, rows, k) for k in range(len(centers[-1])))
     tree = DegradationTree(
@@ -117,7 +117,7 @@ def merge_small(
         small = [k for k in np.argsort(counts) if counts[k] < minimum and (group == group[k]).sum() > 1]
         if not small:
             return leaf, notes
-        centers = _centers(means, rows, leaf)
+        centers = centers_of(means, rows, leaf)
         distance = np.linalg.norm(centers - centers[small[0]], axis=1)
         distance[group != group[small[0]]] = np.inf
         distance[small[0]] = np.inf
@@ -144,7 +144,7 @@ def _cluster_within_tasks(
         members = np.flatnonzero(task == number)
         if len(members) == 0:
             continue
-        own = _cluster(means[members], rows[members], min(quota, len(members)), seed)
+        own = cluster(means[members], rows[members], min(quota, len(members)), seed)
         severity = np.array([_severity(corpus.entries[m], name) for m in members])
         order = np.argsort([np.median(severity[own == k]) for k in range(own.max() + 1)])
         leaf[members] = first + np.argsort(order)[own]
@@ -169,12 +169,12 @@ def _severity(entry: Entry, task: Task) -> float:
     return -step.strength if task is Task.DEJPEG else step.strength
 
 
-def _cluster(points: np.ndarray, weights: np.ndarray, count: int, seed: int) -> np.ndarray:
+def cluster(points: np.ndarray, weights: np.ndarray, count: int, seed: int) -> np.ndarray:
     fit = KMeans(n_clusters=count, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
     return np.asarray(fit.fit_predict(points, sample_weight=weights))
 
 
-def _centers(points: np.ndarray, weights: np.ndarray, label: np.ndarray) -> np.ndarray:
+def centers_of(points: np.ndarray, weights: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.stack(
         [np.average(points[label == k], axis=0, weights=weights[label == k]) for k in range(label.max() + 1)]
     )
@@ -259,9 +259,9 @@ def _report(
     if len(means) >= 19:
         known = corpus.recipe >= 0  # single windows, no recipe averaged
         points, index = e.double().numpy()[known], corpus.recipe[known]
-        fine = _cluster(points, np.ones(len(points)), 19, seed)
-        middle = _centers(points, np.ones(len(points)), fine)
-        coarse = _cluster(middle, np.bincount(fine), 7, seed)[fine]
+        fine = cluster(points, np.ones(len(points)), 19, seed)
+        middle = centers_of(points, np.ones(len(points)), fine)
+        coarse = cluster(middle, np.bincount(fine), 7, seed)[fine]
         report["unsupervised"] = {
             "types_purity": purity(coarse, kind[index]),
             "types_rand": float(adjusted_rand_score(kind[index], coarse)),

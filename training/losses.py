@@ -19,11 +19,25 @@ def expected_l1(route: Route, l1: Tensor, expert_table: Tensor) -> Tensor:
     `l1` (B, experts) holds each sample's error under each expert, `expert_table` (leaves, levels) who serves
     which path.
     """
-    best = l1.min(1, keepdim=True).values.clamp(min=L1_FLOOR)
-    relative = l1 / best                              # (B, experts)
-    paths = relative[:, expert_table]                                           # (B, leaves, levels)
+    paths = _relative(l1)[:, expert_table]                                      # (B, leaves, levels)
     weight = route.leaf_probs[:, :, None] * route.level_probs[:, None, :]       # (B, leaves, levels)
     return (weight * paths).sum((1, 2)).mean()
+
+
+def straight_through_l1(route: Route, l1: Tensor, expert_table: Tensor) -> Tensor:
+    """What `expected_l1` is compared with: the chosen expert's relative l1 alone, times a gate g / g.detach()
+    that is 1 and passes a gradient to the probability of the choice.
+    """
+    leaf = route.leaf_probs.gather(1, route.leaf[:, None])
+    level = route.level_probs.gather(1, route.level[:, None])
+    gate = leaf * level                                                         # (B, 1)
+    chosen = expert_table[route.leaf, route.level]
+    return (gate / gate.detach() * _relative(l1).gather(1, chosen[:, None])).mean()
+
+
+def _relative(l1: Tensor) -> Tensor:
+    """l1 (B, experts) over each row's best."""
+    return l1 / l1.min(1, keepdim=True).values.clamp(min=L1_FLOOR)
 
 
 def uncertainty_loss(estimate: Estimate, center: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def results(metrics: dict[str, Any]) -> str:
             *classical.markdown(metrics.get("classical")),
             *overhead(metrics.get("overhead")),
             *shapes(metrics.get("shapes")),
+            *ablation(metrics.get("ablation-single")),
+            *ablation(metrics.get("ablation-mixed")),
         ]
     )
 
@@ -158,6 +160,27 @@ def shapes(measured: dict[str, Any] | None) -> list[str]:
         f"on {rows[0]['windows']} held-out windows per task; time to restore as a ratio)"
     )
     return [title, "", *table(["shape", "parameters", "time", *tasks], body), ""]
+
+
+def ablation(measured: dict[str, Any] | None) -> list[str]:
+    """What each part is worth: PSNR in and out of the trained range, and the levels' loads."""
+    lines = []
+    rows = measured["rows"] if measured else []
+    for name in dict.fromkeys(row["table"] for row in rows):
+        of_table = [row for row in rows if row["table"] == name]
+        body = [
+            [row["row"], *(f"{row[band]:.2f}" for band in ("in", "out")),
+             *(" / ".join(map(str, row.get(f"load {band}", []))) for band in ("in", "out"))]
+            for row in of_table
+        ]  # fmt: skip
+        first, minutes = of_table[0], measured["about"]["minutes"] if measured else ()
+        title = (
+            f"**Ablation, {name}** (PSNR in dB on crops of held-out photos; input {first['input in']:.2f} "
+            f"in, {first['input out']:.2f} out; experts of {', '.join(f'{m:g}' for m in minutes)} minutes by "
+            "level; loads of the levels in percent)"
+        )
+        lines += [title, "", *table(["row", "in", "out", "load in", "load out"], body), ""]
+    return lines
 
 
 def insert(readme: str, text: str) -> str:

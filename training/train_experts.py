@@ -16,6 +16,7 @@ from training.data import Corpus
 from training.loop import Budget, Progress, train
 from unirestorer.config import ExpertsConfig, NetworkConfig
 from unirestorer.networks import build_network
+from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 
@@ -32,6 +33,24 @@ class Node:
     @property
     def name(self) -> str:
         return f"{self.level}-{self.index}"
+
+
+def nodes_of(tree: DegradationTree, leaf: np.ndarray, corpus: Corpus) -> list[Node]:
+    """The nodes of a tree with their rows of the corpus, in training order (parents first); `leaf` (recipes,)
+    holds each recipe's leaf.
+    """
+    row_leaf = np.where(corpus.recipe >= 0, leaf[corpus.recipe], -1)
+    table = tree.expert_table.numpy()
+    nodes = []
+    for number, name in enumerate(tree.expert_names):
+        level, index = tree.level_of(number)
+        rows = np.flatnonzero(np.isin(row_leaf, np.flatnonzero((table == number).any(1))))
+        tasks = set(corpus.task[rows].tolist())
+        task = list(Task)[tasks.pop()] if len(tasks) == 1 and min(tasks) >= 0 else None
+        parent = f"{level - 1}-{int(tree.parents[level][index])}" if level else ""
+        nodes.append(Node(level, index, rows, parent, task))
+        assert nodes[-1].name == name
+    return nodes
 
 
 def network_for(node: Node, config: ExpertsConfig) -> NetworkConfig:
@@ -98,6 +117,12 @@ class Trainer:
             forward = torch.compile(module) if self.compile else module
             self.ready[shape] = (module, forward, start)
         return self.ready[shape]
+
+    def loaded(self, shape: NetworkConfig, weights: dict[str, Tensor]) -> nn.Module:
+        """A module of its own with these weights, for use."""
+        network = build_network(shape)
+        network.load_state_dict(weights)
+        return network.to(self.device).eval()
 
     def train(
         self, node: Node, origin: tuple[NetworkConfig, dict[str, Tensor]] | None, *, quiet: bool = False

@@ -30,7 +30,7 @@ from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, load_image, to_uint8
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Task
+from unirestorer.types import Route, Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
 CLEAN_SHARE = 0.25  # undegraded rows per degraded one
@@ -283,8 +283,13 @@ def train_routers(
     config: RoutersConfig,
     seed: int,
     writer: SummaryWriter | None = None,
+    *,
+    pixels: Callable[[Route, Tensor, Tensor], Tensor] = expected_l1,
 ) -> dict[str, Any]:
-    """Minimise Eq. 9 over heads and routers; keep what is best on held-out photos and report on those."""
+    """Minimise Eq. 9 over heads and routers; keep what is best on held-out photos and report on those.
+
+    `pixels` is the equation's first term.
+    """
     leaf, held = data.leaf, data.held_out
     u = router.standardised(tree.centers[-1])
     learn = torch.nonzero((leaf >= 0) & ~held)[:, 0]
@@ -298,7 +303,7 @@ def train_routers(
         estimate = router.estimate(data.e[estimated])
         route = router.route(router.estimate(data.e[rows[tabled.numpy()]]))
         return (
-            expected_l1(route, l1[tabled], router.expert_table),
+            pixels(route, l1[tabled], router.expert_table),
             uncertainty_loss(estimate, u[leaf[estimated]]),
             load_loss(route),
         )
@@ -309,8 +314,8 @@ def train_routers(
         router.train()
         pick = learn[torch.randint(len(learn), (config.batch,), generator=generator)]
         tabled = table_learn[torch.randint(len(table_learn), (config.batch,), generator=generator)]
-        pixels, uncertainty, load = loss(pick, tabled)
-        total = pixels + config.alpha * uncertainty + config.beta * load  # Eq. 9
+        error, uncertainty, load = loss(pick, tabled)
+        total = error + config.alpha * uncertainty + config.beta * load  # Eq. 9
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(router.parameters(), 1.0)

@@ -1,0 +1,346 @@
+"""What each part of the method is worth, at a small budget: the paper's Tables 4 to 7 and E in kind.
+
+Experts are trained once and shared between rows: in "mixed" a tree {1, 2, 4, 8, 16}, of which every row takes
+some levels; in "single" four experts for rain under each of three clusterings. Every row is scored on the
+same crops of photos that no training sees, with strengths in and out of the trained range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.data import Corpus, Photos
+from training.fit_tree import centers_of, cluster, fit_tree, recipe_means
+from training.losses import expected_l1, straight_through_l1
+from training.train_experts import Node, Trainer, nodes_of
+from training.train_extractor import corpus_drs
+from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
+from unirestorer.config import Config, ExpertsConfig, NetworkConfig, TreeConfig
+from unirestorer.degradation import Recipe
+from unirestorer.extractor import Extractor
+from unirestorer.metrics import psnr
+from unirestorer.routing import Router
+from unirestorer.tree import DegradationTree
+from unirestorer.types import Route, Task
+
+FULL = (1, 2, 4, 8, 16)  # clusters per level of the tree that all rows of "mixed" share
+SHIPPED = (1, 4, 8)
+BANDS = ("in", "out")
+ROWS, PX = 160, 128  # crops per band that are scored, and their side
+CLUSTERS = 4  # of rain
+BETAS = (0.01, 0.05, 0.2, 1.0)
+
+Row = dict[str, Any]
+Chosen = Callable[[Tensor], Tensor]  # DRs (B, D) -> expert (B,) of the full tree
+PixelTerm = Callable[[Route, Tensor, Tensor], Tensor]  # Eq. 9's first term, as `expected_l1`
+
+
+@dataclass(frozen=True)
+class Score:
+    """Crops that are scored: their DRs, and the PSNR (dB) of the input and under every expert."""
+
+    e: Tensor  # (N, D)
+    input: float  # mean
+    psnr: Tensor  # (N, experts)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all rows of "mixed" share."""
+
+    config: Config
+    tree: DegradationTree  # of FULL
+    e: Tensor  # (N, D) training DRs
+    data: Embedded  # photos that routers learn from, leaves of the full tree
+    rows: np.ndarray
+    l1: Tensor  # (T, experts)
+    scores: dict[str, Score]  # by band
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run hands over."""
+
+    config: Config
+    extractor: Extractor
+    corpus: Corpus
+    e: Tensor  # (N, D) DRs of the corpus
+    held_out: dict[str, Corpus]  # by band
+    photos: Photos  # the routers' own
+    trained: Photos  # the extractor's
+    work: Path
+    device: torch.device
+    compile: bool
+
+
+def ablate(material: Material) -> Iterator[Row]:
+    """Rows of {"table", "row", "in", "out", "input in", "input out"} in dB, with loads of the levels where
+    there is a router.
+    """
+    table = mixed_rows if material.config.tree.setting == "mixed" else rain_rows
+    yield from table(material)
+
+
+# Tables 5 to 7 and E: levels, routers, losses
+
+
+def mixed_rows(material: Material) -> Iterator[Row]:
+    """Fineness, levels, routers and losses on the tree of `FULL`."""
+    shared = share(material)
+    config = shared.config.routers
+    trained: dict[tuple[int, ...], tuple[DegradationTree, Tensor, Router]] = {}
+
+    def of_levels(levels: tuple[int, ...]) -> tuple[DegradationTree, Tensor, Router]:
+        if levels not in trained:
+            trained[levels] = routed(shared, levels)
+        return trained[levels]
+
+    for count in FULL:
+        yield row(shared, "fineness", str(count), *of_levels((count,)))
+    for levels in ((8,), (1, 8), (4, 8), SHIPPED, (1, 4, 8, 16)):
+        yield row(shared, "levels", "{" + ", ".join(map(str, levels)) + "}", *of_levels(levels))
+    tree, nodes, router = of_levels(SHIPPED)
+    yield scored(shared, "routers", "nearest centre of all levels", nearest_centre(tree, nodes))
+    yield scored(shared, "routers", "G_d alone, always the finest", finest(tree, nodes, router))
+    yield row(shared, "routers", "G_d and G_g", tree, nodes, router)
+    variants: dict[str, dict[str, Any]] = {
+        "l1": {"alpha": 0.0, "beta": 0.0},
+        "l1 + L_dg": {"beta": 0.0},
+        "l1 + L_load": {"alpha": 0.0},
+        "straight-through gate": {},
+        **{f"all, beta {beta:g}": {"beta": beta} for beta in dict.fromkeys((config.beta, *BETAS))},
+    }
+    for name, change in variants.items():
+        pixels = straight_through_l1 if name.startswith("straight") else expected_l1
+        yield row(shared, "losses", name, *routed(shared, SHIPPED, change, pixels))
+
+
+def share(material: Material) -> Shared:
+    """Fit the tree, train its experts, and measure them on the routers' photos and on the scored crops."""
+    config = material.config
+    settings = TreeConfig("mixed", FULL, config.tree.minimum_samples)
+    fitted = fit_tree(material.corpus, material.e, settings, config.seed)
+    tree = fitted.tree
+    experts = replace(
+        config.experts,
+        steps=per_level(config.experts.steps, tree.levels),
+        minutes=per_level(config.experts.minutes, tree.levels),
+        lr=per_level(config.experts.lr, tree.levels),
+    )
+    bank = train_all(material, experts, nodes_of(tree, fitted.leaf, material.corpus))
+    networks = [bank[name] for name in tree.expert_names]
+    routers = replace(config.routers, candidates=tree.leaves)  # every expert on every row
+    data = embed(
+        material.extractor, tree, material.photos, material.trained, routers, "mixed", config.seed + 2,
+        material.work / "embedded", material.device,
+    )  # fmt: skip
+    rows, l1 = measure_l1(
+        tree, networks.__getitem__, data, routers, config.seed, material.work / "l1.npz", material.device
+    )
+    scores = {band: score(material, corpus, networks) for band, corpus in material.held_out.items()}
+    return Shared(replace(config, routers=routers), tree, material.e, data, rows, l1, scores)
+
+
+def per_level(values: tuple[Any, ...], levels: int) -> tuple[Any, ...]:
+    """A setting per level, the last one repeated."""
+    return tuple(values[min(level, len(values) - 1)] for level in range(levels))
+
+
+def train_all(material: Material, config: ExpertsConfig, nodes: list[Node]) -> dict[str, nn.Module]:
+    """Every node's expert from its parent's weights; begun trainings go on."""
+    trainer = Trainer(
+        material.corpus, config, material.work, material.config.seed, material.device,
+        compile=material.compile,
+    )  # fmt: skip
+    done: dict[str, tuple[NetworkConfig, dict[str, Tensor]]] = {}
+    for node in nodes:
+        shape, weights, _ = trainer.train(node, done.get(node.parent))
+        done[node.name] = (shape, weights)
+    return {name: trainer.loaded(shape, weights) for name, (shape, weights) in done.items()}
+
+
+@torch.inference_mode()
+def score(material: Material, corpus: Corpus, networks: list[nn.Module]) -> Score:
+    """DRs of `ROWS` evenly spaced degraded windows, and each network's PSNR on their middle crops."""
+    degraded = np.flatnonzero(corpus.recipe >= 0)
+    rows = degraded[np.unique(np.linspace(0, len(degraded) - 1, ROWS).astype(int))]
+    e = corpus_drs(material.extractor, corpus, material.device)[rows]
+    lq, hq = (middle(array, rows, PX) for array in (corpus.lq, corpus.hq))
+    table = torch.empty(len(rows), len(networks))
+    for number, network in enumerate(tqdm(networks, desc="scores", unit="expert")):
+        network.to(material.device)
+        for part in torch.arange(len(rows)).split(16):
+            restored = network(lq[part].to(material.device)).clamp(0, 1).cpu()
+            table[part, number] = torch.tensor(psnr(restored, hq[part]))
+    return Score(e, float(np.mean(psnr(lq, hq))), table)
+
+
+def middle(windows: np.ndarray, rows: np.ndarray, px: int) -> Tensor:
+    """(N, 3, px, px): the middle of some windows (M, side, side, 3) uint8."""
+    start = max(0, (windows.shape[1] - px) // 2)
+    crops = windows[rows, start : start + px, start : start + px]
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+
+
+def subtree(tree: DegradationTree, sizes: tuple[int, ...]) -> tuple[DegradationTree, Tensor, Tensor]:
+    """Some levels of a tree, named by their sizes: the smaller tree, the number in the whole tree of each of
+    its experts, and the new leaf of each old one.
+    """
+    levels = [[len(centers) for centers in tree.centers].index(size) for size in sizes]
+    path = tree.expert_table - torch.tensor(tree.offsets)  # (leaves, levels): index within its level
+    parents = [torch.zeros(len(tree.centers[levels[0]]), dtype=torch.long)]
+    for above, level in zip(levels, levels[1:], strict=False):
+        up = torch.zeros(len(tree.centers[level]), dtype=torch.long)
+        up[path[:, level]] = path[:, above]
+        parents.append(up)
+    new_leaf = path[:, levels[-1]]
+    sets: list[dict[frozenset[Task], int]] = [{} for _ in range(len(tree.centers[levels[-1]]))]
+    for old, new in enumerate(new_leaf.tolist()):
+        for tasks, count in tree.task_sets[old].items():
+            sets[new][tasks] = sets[new].get(tasks, 0) + count
+    small = DegradationTree(
+        tuple(tree.centers[level] for level in levels), tuple(parents), tuple(sets),
+        tuple(tree.names[level] for level in levels),
+    )  # fmt: skip
+    nodes = [tree.offsets[level] + torch.arange(len(tree.centers[level])) for level in levels]
+    return small, torch.cat(nodes), new_leaf
+
+
+def routed(
+    shared: Shared,
+    sizes: tuple[int, ...],
+    change: dict[str, Any] | None = None,
+    pixels: PixelTerm = expected_l1,
+) -> tuple[DegradationTree, Tensor, Router]:
+    """A subtree, its experts' numbers in the whole tree, and routers trained for it."""
+    tree, nodes, new_leaf = subtree(shared.tree, sizes)
+    config = replace(shared.config.routers, **(change or {}))
+    leaf = torch.where(shared.data.leaf >= 0, new_leaf[shared.data.leaf], -1)
+    data = replace(shared.data, leaf=leaf)
+    router = new_router(tree, shared.e, config, shared.config.seed)
+    train_routers(router, tree, data, shared.rows, shared.l1[:, nodes], config, shared.config.seed,
+                  pixels=pixels)  # fmt: skip
+    return tree, nodes, router
+
+
+def row(shared: Shared, table: str, name: str, tree: DegradationTree, nodes: Tensor, router: Router) -> Row:
+    """Auto mode's score, with the levels' loads in percent."""
+    loads = {}
+    for band, found in shared.scores.items():
+        with torch.no_grad():
+            level = router.route(router.estimate(found.e)).level
+        share_ = torch.bincount(level, minlength=tree.levels) / len(level)
+        loads[f"load {band}"] = [round(100 * value) for value in share_.tolist()]
+
+    def choose(e: Tensor) -> Tensor:
+        return nodes[router.route(router.estimate(e)).expert]
+
+    return {**scored(shared, table, name, choose), **loads}
+
+
+@torch.no_grad()
+def scored(shared: Shared, table: str, name: str, choose: Chosen) -> Row:
+    """The mean PSNR of a choice of experts of the whole tree, in and out of the trained range."""
+    found: Row = {"table": table, "row": name}
+    for band, at in shared.scores.items():
+        found[band] = round(float(at.psnr.gather(1, choose(at.e)[:, None]).mean()), 3)
+        found[f"input {band}"] = round(at.input, 3)
+    return found
+
+
+def nearest_centre(tree: DegradationTree, nodes: Tensor) -> Chosen:
+    """The node, of whatever level, whose centre lies nearest."""
+    return lambda e: nodes[torch.cdist(e, torch.cat(tree.centers)).argmin(1)]
+
+
+def finest(tree: DegradationTree, nodes: Tensor, router: Router) -> Chosen:
+    """The leaf router's choice, always at the finest level."""
+    return lambda e: nodes[tree.expert_table[router.route(router.estimate(e)).leaf, -1]]
+
+
+# Table 4: what the clusters of rain are made of
+
+
+@dataclass(frozen=True)
+class Division:
+    """Rain in `CLUSTERS` parts."""
+
+    name: str
+    cluster: np.ndarray  # (P,) of the trained rows
+    assign: Callable[[Corpus, np.ndarray], np.ndarray]  # a corpus and rows of it -> their clusters
+
+
+def rain_rows(material: Material) -> Iterator[Row]:
+    """Four experts for rain, divided by our extractor, by one that was never trained, by known strength; a
+    held-out photo goes to its own cluster's expert, by its own DR or strength.
+    """
+    corpus, device = material.corpus, material.device
+    rain = list(Task).index(Task.DERAIN)
+    strength = strengths(corpus)
+    pool = np.flatnonzero((corpus.task == rain) & ~np.isnan(strength))
+    torch.manual_seed(material.config.seed)
+    untrained = Extractor(material.extractor.config, material.extractor.captions).eval()
+    edges = np.quantile(strength[pool], np.arange(1, CLUSTERS) / CLUSTERS)
+    divisions = [
+        by_dr("our extractor", material, material.extractor, pool, material.e),
+        by_dr("an untrained tower", material, untrained, pool, corpus_drs(untrained, corpus, device)),
+        Division(
+            "known strength",
+            np.searchsorted(edges, strength[pool]),
+            lambda other, rows: np.searchsorted(edges, strengths(other)[rows]),
+        ),
+    ]
+    nodes = [Node(0, 0, pool, task=Task.DERAIN)]
+    for number, division in enumerate(divisions):
+        for k in np.unique(division.cluster).tolist():
+            rows = pool[division.cluster == k]
+            nodes.append(Node(1, CLUSTERS * number + k, rows, "0-0", Task.DERAIN))
+    bank = train_all(material, material.config.experts, nodes)
+    for number, division in enumerate(divisions):
+        found: Row = {"table": "rain in four", "row": division.name}
+        for band, other in material.held_out.items():
+            rows = np.flatnonzero(other.task == rain)[:ROWS]
+            lq, hq = (middle(array, rows, PX) for array in (other.lq, other.hq))
+            cluster = division.assign(other, rows)
+            restored = torch.empty_like(lq)
+            for k in np.unique(cluster).tolist():
+                at = torch.from_numpy(np.flatnonzero(cluster == k))
+                with torch.inference_mode():
+                    expert = bank[f"1-{CLUSTERS * number + k}"]
+                    restored[at] = expert(lq[at].to(device)).clamp(0, 1).cpu()
+            found[band] = round(float(np.mean(psnr(restored, hq))), 3)
+            found[f"input {band}"] = round(float(np.mean(psnr(lq, hq))), 3)
+        yield found
+
+
+def by_dr(name: str, material: Material, extractor: Extractor, pool: np.ndarray, e: Tensor) -> Division:
+    """K-means over the mean DRs of the pool's recipes; e (N, D) are the corpus' DRs by this extractor."""
+    recipe = material.corpus.recipe
+    recipes = np.unique(recipe[pool])
+    means = recipe_means(e, recipe, len(material.corpus.entries))[recipes]
+    weights = np.bincount(recipe[pool])[recipes]
+    label = cluster(means, weights, min(CLUSTERS, len(recipes)), material.config.seed)
+    centers = torch.from_numpy(centers_of(means, weights, label)).float()
+    of_recipe = dict(zip(recipes.tolist(), label.tolist(), strict=True))
+
+    def assign(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+        return torch.cdist(corpus_drs(extractor, corpus, material.device)[rows], centers).argmin(1).numpy()
+
+    return Division(name, np.array([of_recipe[i] for i in recipe[pool].tolist()]), assign)
+
+
+def strengths(corpus: Corpus) -> np.ndarray:
+    """(N,) strength of each row's only step; nan for clean rows, real pairs and mixtures."""
+    known = [
+        Recipe.from_dict(entry.recipe).steps[0].strength
+        if entry.recipe is not None and len(entry.tasks) == 1 else np.nan for entry in corpus.entries
+    ]  # fmt: skip
+    return np.array([known[recipe] if recipe >= 0 else np.nan for recipe in corpus.recipe])
