@@ -127,8 +127,8 @@ def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> No
     rows = {(row["table"], row["row"]): row for row in measured["rows"]}
     text = "\n".join(ablation(measured))
     if setting == "single":
-        assert set(rows) == {("rain in four", name)
-                             for name in ("our extractor", "an untrained tower", "known strength")}  # fmt: skip
+        divisions = ("our extractor", "an untrained tower", "known strength")
+        assert set(rows) == {("rain in four", name) for name in divisions}
         assert "| known strength |" in text
         return
     of_table = {table: [name for t, name in rows if t == table] for table, _ in rows}
