@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"types", "config", "files"},
+    {"types", "config", "files", "journal"},
     {"imaging", "metrics"},
     {"degradation"},
     {"networks"},

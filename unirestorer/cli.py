@@ -14,12 +14,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
-from unirestorer.files import atomic_write
+from unirestorer.files import atomic_write, sha256_of
+from unirestorer.journal import NAME as JOURNAL_NAME
+from unirestorer.journal import Journal
 from unirestorer.types import Restoration, Task
 
 if TYPE_CHECKING:
@@ -43,6 +48,17 @@ STRENGTHS: dict[str, tuple[Task, str]] = {
 }
 
 Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as it was read: pixels x (1, 3, H, W) in [0, 1], ICC profile, SHA-256 of the file, seconds."""
+
+    x: Tensor
+    profile: bytes | None
+    sha256: str
+    seconds: float
+
 
 
 class PhotoError(ValueError):
@@ -84,71 +100,149 @@ def complain(message: str) -> Literal[2]:
 
 
 def restore(args: argparse.Namespace) -> int:
-    """Restore photos and say which expert did it."""
+    """Restore photos and say which expert did it.
+
+    Several photos are all routed first, then restored expert by expert, so that each expert is loaded once.
+    """
+    from unirestorer.checkpoint import find_checkpoint
     from unirestorer.experts import DEFAULT_TILE_PX
-    from unirestorer.imaging import save_image
+    from unirestorer.imaging import encode_image
     from unirestorer.pipeline import Clock
     from unirestorer.report import describe
 
+    started = time.perf_counter()
     tasks = named_tasks(args.task)
     photos = find_photos(args.inputs, args.output)
     targets = find_targets(photos, args.inputs, args.output)
     refuse_overwriting([*targets.values(), *optional(args.report)], photos)
-    model = open_model(args, tasks)
+    folder = find_checkpoint(args.checkpoint, args.revision)
+    model = open_model(folder, args.device, tasks)
     if args.expert is not None:
         model.tree.expert_number(args.expert)
     tile_px = DEFAULT_TILE_PX if args.tile == "auto" else args.tile
-    entries: list[dict[str, Any]] = []
+    settings = {
+        "checkpoint": sha256_of(folder / "config.json"),  # which holds the hashes of all parts
+        "tasks": None if tasks is None else sorted(tasks),
+        "expert": args.expert,
+        "tile_px": tile_px,
+    }
+    journal = Journal(Path(args.output), settings, targets.values()) if is_run(args.inputs) else None
+    entries: dict[Path, dict[str, Any]] = {}
+    decided: dict[Path, Restoration] = {}  # without pixels
+    failures: list[str] = []
 
-    def one(path: Path, progress: Progress) -> str:
+    waiting = dict(photos)
+    for path, relative in photos.items():
+        entry = journal and journal.finished(path, targets[path])
+        if entry and isinstance(entry.get("expert_name"), str):
+            entries[path] = {**entry, "input": str(path), "output": str(targets[path])}
+            print(f"{relative} → {entry['expert_name']} (kept, it was restored before)")
+            del waiting[path]
+    kept = len(entries)
+
+    def decide(path: Path, photo: Photo, progress: Progress) -> None:
         clock = Clock()
-        x = read_photo(path)  # (1, 3, H, W)
-        clock.stop("decode")
         with enough_memory(path):
-            result = model(x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
-        clock.stop("model")
-        with photo_error(path), writing(targets[path]):
-            save_image(result.image, targets[path])
-        clock.stop("save")
-        total = sum(clock.seconds.values())
-        seconds = {"decode": clock.seconds["decode"], **result.seconds, "save": clock.seconds["save"]}
-        data = describe(model, replace(result, seconds=seconds))
-        entries.append({"input": str(path), "output": str(targets[path]), "size": size(x), **data})
-        chosen = data["levels"][data["level"]]
-        why = "forced" if data["forced"] else f"level {data['level']}, {percent(chosen['probability'])}"
-        return f"{photos[path]} → {data['expert_name']} ({why}), {total:.1f} s"
+            estimate = model.estimate(photo.x)
+        clock.stop("estimate")
+        route = model.route(estimate, tasks)
+        clock.stop("route")
+        seconds = {"decode": photo.seconds, **clock.seconds}
+        decided[path] = Restoration(photo.x.new_empty(0), estimate, route, seconds)
 
-    code = for_each(photos, args.inputs, one)
+    def one(path: Path, photo: Photo, progress: Progress) -> str:
+        known = decided.pop(path, None)
+        with enough_memory(path):
+            if known is None:
+                result = model(photo.x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
+                seconds = {"decode": photo.seconds, **result.seconds}
+            else:
+                result = model.apply(
+                    photo.x, known.estimate, known.route, tile_px=tile_px, progress=progress
+                )
+                seconds = {**known.seconds, **result.seconds}
+                seconds["decode"] += photo.seconds
+        clock = Clock()
+        with photo_error(path), writing(targets[path]):
+            data = encode_image(result.image, targets[path], photo.profile)
+        clock.stop("save")
+        decision = describe(model, replace(result, seconds={**seconds, **clock.seconds}))
+        entry = {"input": str(path), "output": str(targets[path]), "size": size(photo.x), **decision}
+        with writing(targets[path]):
+            if journal is None:
+                atomic_write(targets[path], lambda file: file.write(data))
+            else:
+                journal.write(photo.sha256, targets[path], data, entry)
+        entries[path] = entry
+        chosen = entry["levels"][entry["level"]]
+        why = "forced" if entry["forced"] else f"level {entry['level']}, {percent(chosen['probability'])}"
+        total = sum(entry["seconds"].values())
+        return f"{photos[path]} → {entry['expert_name']} ({why}), {total:.1f} s"
+
+    if len(waiting) > 1 and args.expert is None:
+        for_each(waiting, args.inputs, decide, failures, "routing ")
+        waiting = by_expert(decided, photos)
+    for_each(waiting, args.inputs, one, failures)
+    in_order = [entries[path] for path in photos if path in entries]
     if args.report:
         with writing(Path(args.report)):
-            write_text(args.report, json.dumps(entries, indent=1))
-    return code
+            write_text(args.report, json.dumps(in_order, indent=1))
+    if journal is not None:
+        journal.close(complete=not failures)
+        restored = Counter(
+            (entry["expert"], entry["expert_name"]) for entry in list(entries.values())[kept:]
+        )
+        lines = summary(restored, len(photos), kept, len(failures), time.perf_counter() - started)
+        print(*lines, sep="\n", file=sys.stderr)
+    return tell(failures, len(photos))
+
+
+def by_expert(decided: dict[Path, Restoration], photos: dict[Path, Path]) -> dict[Path, Path]:
+    """The photos whose way is known, one expert's after another's, in the order in which experts first
+    appear.
+    """
+    groups: dict[int, dict[Path, Path]] = {}
+    for path, known in decided.items():
+        groups.setdefault(int(known.route.expert), {})[path] = photos[path]
+    return {path: relative for group in groups.values() for path, relative in group.items()}
+
+
+def summary(
+    restored: Counter[tuple[str, str]], total: int, kept: int, failed: int, seconds: float
+) -> list[str]:
+    """How a folder run went, in lines: photos per expert (its number and its name in words), seconds."""
+    others = [f"{kept} kept"] * (kept > 0) + [f"{failed} failed"] * (failed > 0)
+    head = f"restored {restored.total()} of {total} photos in {seconds:.1f} s"
+    rows = [f"  {count} by {name} ({expert})" for (expert, name), count in restored.most_common()]
+    return [", ".join([head, *others]), *rows]
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Say how photos would be routed, in words or as JSON."""
+    from unirestorer.checkpoint import find_checkpoint
     from unirestorer.pipeline import Clock
     from unirestorer.report import describe
 
     tasks = named_tasks(args.task)
     photos = find_photos(args.inputs)
-    model = open_model(args, tasks)
+    model = open_model(find_checkpoint(args.checkpoint, args.revision), args.device, tasks)
     entries: list[dict[str, Any]] = []
+    failures: list[str] = []
 
-    def one(path: Path, progress: Progress) -> str | None:
+    def one(path: Path, photo: Photo, progress: Progress) -> str | None:
         clock = Clock()
-        x = read_photo(path)  # (1, 3, H, W)
-        clock.stop("decode")
         with enough_memory(path):
-            estimate = model.estimate(x)
+            estimate = model.estimate(photo.x)
         clock.stop("estimate")
         route = model.route(estimate, tasks)
         clock.stop("route")
-        data = describe(model, Restoration(x, estimate, route, clock.seconds))
-        entries.append({"input": str(path), "size": size(x), **data})
+        seconds = {"decode": photo.seconds, **clock.seconds}
+        data = describe(model, Restoration(photo.x, estimate, route, seconds))
+        entries.append({"input": str(path), "size": size(photo.x), **data})
         return None if args.json else in_words(entries[-1])
 
-    code = for_each(photos, args.inputs, one)
+    for_each(photos, args.inputs, one, failures)
+    code = tell(failures, len(photos))
     if args.json:
         print(json.dumps(entries, indent=1))
     return code
@@ -166,15 +260,17 @@ def degrade(args: argparse.Namespace) -> int:
         with writing(Path(args.save_recipe)):
             write_text(args.save_recipe, recipe.to_json())
 
-    def one(path: Path, progress: Progress) -> str:
-        x = read_photo(path)  # (1, 3, H, W)
+    failures: list[str] = []
+
+    def one(path: Path, photo: Photo, progress: Progress) -> str:
         with enough_memory(path):
-            degraded = recipe.apply(x)
+            degraded = recipe.apply(photo.x)
         with photo_error(path), writing(targets[path]):
-            save_image(degraded, targets[path])
+            save_image(degraded, targets[path], photo.profile)
         return f"{photos[path]} → {recipe.words}"
 
-    return for_each(photos, args.inputs, one)
+    for_each(photos, args.inputs, one, failures)
+    return tell(failures, len(photos))
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -270,27 +366,35 @@ def is_run(inputs: list[str]) -> bool:
 
 
 def for_each(
-    photos: dict[Path, Path], inputs: list[str], work: Callable[[Path, Progress], str | None]
-) -> int:
-    """Do `work` on every photo, print the line it returns, and go on past bad photos; the exit code.
+    photos: dict[Path, Path],
+    inputs: list[str],
+    work: Callable[[Path, Photo, Progress], str | None],
+    failures: list[str],
+    verb: str = "",
+) -> None:
+    """Do `work` on every photo, print the line it returns, and go on past bad photos, told in `failures`.
 
     `work` gets a function that is told the share done of its photo. A single photo's error is passed on.
     """
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    failures: list[str] = []
     layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
-    with tqdm(
-        total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr
-    ) as bar:
-        for done, (path, relative) in enumerate(photos.items()):
-            bar.set_description_str(f"{done + 1}/{len(photos)} {relative.name}", refresh=False)
+    with (
+        contextlib.closing(read_ahead(photos)) as readings,
+        tqdm(
+            total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr
+        ) as bar,
+        logging_redirect_tqdm(),
+    ):
+        for done, (path, reading) in enumerate(readings):
+            bar.set_description_str(f"{verb}{done + 1}/{len(photos)} {photos[path].name}", refresh=False)
 
             def progress(share: float, done: int = done) -> None:
                 bar.update(done + share - bar.n)
 
             try:
-                line = work(path, progress)
+                line = work(path, reading.result(), progress)
             except PhotoError as error:
                 if not is_run(inputs):
                     raise
@@ -299,18 +403,40 @@ def for_each(
                 if line is not None:
                     bar.write(line, file=sys.stdout)
             progress(1)
+
+
+def tell(failures: list[str], total: int) -> int:
+    """List the photos that failed of `total`; the exit code."""
     if failures:
-        complain(f"{len(failures)} of {len(photos)} photos failed:")
+        complain(f"{len(failures)} of {total} photos failed:")
         print(*(f"  {failure}" for failure in failures), sep="\n", file=sys.stderr)
     return 1 if failures else 0
 
 
-def read_photo(path: Path) -> Tensor:
-    """The photo (1, 3, H, W) in [0, 1]. Raises PhotoError."""
-    from unirestorer.imaging import load_image
+def read_ahead(photos: Iterable[Path]) -> Generator[tuple[Path, Future[Photo]], None, None]:
+    """Each photo with its reading; while one is being worked on, a thread reads the next, and no further."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        paths = iter(photos)
+        path = next(paths, None)
+        reading = None if path is None else pool.submit(read_photo, path)
+        while path is not None and reading is not None:
+            coming = next(paths, None)
+            following = None if coming is None else pool.submit(read_photo, coming)
+            yield path, reading
+            path, reading = coming, following
 
-    with photo_error(path):
-        return load_image(path)
+
+def read_photo(path: Path) -> Photo:
+    """The photo in a file. Raises PhotoError."""
+    from unirestorer.imaging import load_image, load_profile
+
+    started = time.perf_counter()
+    digest = ""
+    with contextlib.suppress(OSError):  # `load_image` will say so; hashed first, so that a file that changes
+        digest = sha256_of(path)  # meanwhile is never taken for the one that was restored
+    with photo_error(path), enough_memory(path):
+        x = load_image(path)
+        return Photo(x, load_profile(path), digest, time.perf_counter() - started)
 
 
 @contextlib.contextmanager
@@ -362,11 +488,11 @@ def optional(path: str | None) -> list[Path]:
 # Words and numbers
 
 
-def open_model(args: argparse.Namespace, tasks: frozenset[Task] | None) -> UniRestorer:
-    """The checkpoint that the arguments name. Raises ValueError, also for tasks that it has no expert for."""
+def open_model(folder: Path, device: str, tasks: frozenset[Task] | None) -> UniRestorer:
+    """The checkpoint in `folder`. Raises ValueError, also for tasks that it has no expert for."""
     from unirestorer.pipeline import UniRestorer
 
-    model = UniRestorer.from_pretrained(args.checkpoint, device=args.device, revision=args.revision)
+    model = UniRestorer.from_pretrained(folder, device=device)
     model.tree.mask(tasks)
     return model
 
@@ -527,6 +653,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_inputs(one, output=True)
     add_model(one)
+    one.description = (
+        "restore photos; several are routed first, then restored expert by expert.\n"
+        "A run over a folder that was interrupted goes on where it stopped: results are kept that are\n"
+        f"whole and come from the same file, checkpoint and options. OUT/{JOURNAL_NAME}\n"
+        "keeps account of that until all photos are restored."
+    )
     one.add_argument(
         "--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ..."
     )
