@@ -35,7 +35,7 @@ from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("restore", "inspect", "degrade", "verify")
+COMMANDS = ("restore", "inspect", "degrade", "verify", "bench")
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -1,4 +1,4 @@
-"""The command line: restore, inspect, degrade and verify.
+"""The command line: restore, inspect, degrade, verify and bench.
 
 Exit codes: 0 done, 1 some photos of several failed, 2 bad input (one line on stderr says what),
 130 interrupted.
@@ -284,6 +284,45 @@ def verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def bench(args: argparse.Namespace) -> int:
+    """Measure what serving costs, and print it as tables."""
+    from tqdm import tqdm
+
+    from unirestorer.bench import report, run_bench
+    from unirestorer.checkpoint import find_checkpoint
+    from unirestorer.experts import DEFAULT_TILE_PX
+
+    folder = find_checkpoint(args.checkpoint, args.revision)
+    if args.json:
+        refuse_directory(Path(args.json))
+    cases = len(args.sizes) * len(args.batch) + bool(args.experts)
+    layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
+    with tqdm(total=cases, bar_format=layout, leave=False, disable=None, file=sys.stderr) as bar:
+
+        begun: list[str] = []
+
+        def told(what: str) -> None:
+            bar.update(len(begun) - bar.n)
+            bar.set_description_str(what)
+            begun.append(what)
+
+        found = run_bench(
+            folder,
+            device=args.device,
+            sizes=args.sizes,
+            batches=args.batch,
+            counts=args.experts,
+            tile_px=DEFAULT_TILE_PX if args.tile == "auto" else args.tile,
+            repeats=args.repeats,
+            told=told,
+        )
+    print(report(found))
+    if args.json:
+        with writing(Path(args.json)):
+            write_text(args.json, json.dumps(found, indent=1))
+    return 1 if any("error" in row for row in found["rows"]) else 0
+
+
 # Photos in and out
 
 
@@ -352,6 +391,12 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         if os.path.abspath(path) in seen:
             raise ValueError(f"{path} would be written twice: choose different outputs")
         seen.add(os.path.abspath(path))
+
+
+def refuse_directory(path: Path) -> None:
+    """Raises ValueError for a folder where a file is to be written: told before hours of work, not after."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file")
 
 
 def file_id(path: Path) -> tuple[int, int]:
@@ -662,14 +707,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ..."
     )
-    one.add_argument(
-        "--tile",
-        type=tile,
-        default="auto",
-        metavar="auto|N|off",
-        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
-        "off: the whole photo (default: %(default)s)",
-    )
+    add_tile(one)
     one.add_argument(
         "--report", metavar="FILE", help="write each photo's probabilities, path and timings there as JSON"
     )
@@ -708,6 +746,38 @@ def build_parser() -> argparse.ArgumentParser:
         "name", metavar="CHECKPOINT", help="a folder, a name in checkpoints/, or a hub id user/name"
     )
     one.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+    one = command(
+        bench,
+        "measure seconds and peak memory per stage, auto mode beside its chosen expert, growth",
+        "--json bench.json",
+        "--sizes 1024 2048 4096 8000x6000 --batch 1 --experts",
+    )
+    one.add_argument(
+        "--sizes",
+        nargs="+",
+        type=photo_size,
+        default=[(256, 256), (512, 512), (1024, 1024)],
+        metavar="N|WxH",
+        help="photos' sides in pixels (default: 256 512 1024)",
+    )
+    one.add_argument(
+        "--batch", nargs="+", type=whole(1, 1024), default=[1, 16], metavar="N", help="(default: 1 16)"
+    )
+    one.add_argument(
+        "--experts",
+        nargs="*",
+        type=whole(2, 10_000),
+        default=[27, 270],
+        metavar="N",
+        help="numbers of experts to compare, of random routers; none: leave that out (default: 27 270)",
+    )
+    one.add_argument(
+        "--repeats", type=whole(1, 1000), default=3, metavar="N", help="warm rounds (default: %(default)s)"
+    )
+    add_tile(one)
+    add_checkpoint(one)
+    one.add_argument("--json", metavar="FILE", help="write everything there, unrounded, as JSON")
     return parser
 
 
@@ -734,6 +804,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"instruction: only experts of {', '.join(Task)}",
     )
+    add_checkpoint(parser)
+
+
+def add_tile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="auto|N|off",
+        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
+        "off: the whole photo (default: %(default)s)",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default="single",
@@ -754,6 +839,26 @@ def tile(text: str) -> int | None | Literal["auto"]:
             f"expected auto, off or pixels from {SMALLEST_TILE_PX}, got {text!r}"
         )
     return int(text)
+
+
+def photo_size(text: str) -> tuple[int, int]:
+    """The argument of `--sizes`: (width, height)."""
+    sides = text.lower().split("x")
+    width, height = (sides * 2)[:2] if len(sides) in (1, 2) else ("", "")
+    if not all(side.isdecimal() and 1 <= int(side) <= 10_000 for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"expected a side or WxH of 1 to 10000 pixels, got {text!r}")
+    return int(width), int(height)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def seed(text: str) -> int:
