@@ -38,8 +38,7 @@ from unirestorer.pipeline import UniRestorer, choose_device
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 
-STAGES = ("open", "decode", "DR", "routing", "expert load", "expert", "encode")
-LARGEST_PX = 10_000
+STAGES = ("libraries", "open", "decode", "DR", "routing", "expert load", "expert", "encode")
 EXPERTS_SIDE_PX = 256  # of the photos that several numbers of experts are compared on
 
 
@@ -93,7 +92,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 class Meter:
     """Seconds and peak memory of stages, in `stages` by name: {"seconds", "peak_mb", "gpu_peak_mb"}.
 
-    `peak_mb` is the largest resident size of the process during a stage above that when the meter was made,
+    `peak_mb` is the largest resident size of the process during a stage above that of the last `rebase`,
     None where the system does not tell (it takes Linux); `gpu_peak_mb` is what PyTorch had allocated, None
     on a CPU. 1 MB = 10^6 bytes.
     """
@@ -101,6 +100,10 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stages: dict[str, dict[str, float | None]] = {}
+        self.rebase()
+
+    def rebase(self) -> None:
+        """Count memory from the present size of the process on."""
         self._base = _peak_bytes() if _reset_peak() else None
 
     @contextmanager
@@ -149,6 +152,9 @@ def measure_case(case: Case) -> dict[str, Any]:
     """
     device = choose_device(case.device)
     meter = Meter(device)
+    with meter.stage("libraries"):
+        import open_clip  # noqa: F401 - what opening a checkpoint would import: no memory of ours
+    meter.rebase()
     with meter.stage("open"):
         model = UniRestorer.from_pretrained(case.folder, device=case.device)
     _one_round(model, case, meter)
