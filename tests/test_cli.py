@@ -13,25 +13,29 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from unirestorer import UniRestorer
 from unirestorer.checkpoint import Checkpoint, add_tree
-from unirestorer.cli import STRENGTHS, build_parser, find_targets, main, middles
+from unirestorer.cli import STRENGTHS, build_parser, find_targets, main, middles, read_ahead
 from unirestorer.degradation import RANGES, Recipe
 from unirestorer.degradation.recipe import DEGREES, ORDER, child_generator, degree_words, make_step
 from unirestorer.experts import ExpertBank
+from unirestorer.files import atomic_write, temporary_beside
 from unirestorer.imaging import load_image, to_uint8
+from unirestorer.journal import NAME as JOURNAL
+from unirestorer.journal import Journal
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("restore", "inspect", "degrade", "verify")
+COMMANDS = ("restore", "inspect", "degrade", "verify", "bench")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -173,7 +177,8 @@ def test_every_kind_of_photo_keeps_its_size(run: Run, tmp_path: Path) -> None:
     sizes[deep] = (30, 20)
     report = tmp_path / "r.json"
     code, text, err = run("restore", photos, "-o", tmp_path / "out", "--report", report)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith(f"restored {len(sizes)} of {len(sizes)} photos in ")
     assert len(text.splitlines()) == len(sizes)
     names = {path: path.name.replace(".gif", ".png") for path in sizes}
     assert files_in(tmp_path / "out") == sorted(names.values())
@@ -202,9 +207,11 @@ def test_folder_run_goes_on_past_a_bad_file(run: Run, tmp_path: Path) -> None:
     (photos / "notes.txt").write_text("not asked for")
     code, text, err = run("restore", photos, "-o", out, "--report", out / "report.json")
     assert code == 1
-    assert files_in(out) == ["a.png", "report.json", "z/deep/b.jpg"]
-    assert [line.split(" → ")[0] for line in text.splitlines()] == ["a.png", "z/deep/b.jpg"]
-    first, second = err.splitlines()
+    assert files_in(out) == [JOURNAL, "a.png", "report.json", "z/deep/b.jpg"]
+    assert sorted(line.split(" → ")[0] for line in text.splitlines()) == ["a.png", "z/deep/b.jpg"]
+    head, *experts, first, second = err.splitlines()
+    assert re.fullmatch(r"restored 2 of 3 photos in \d+\.\d s, 1 failed", head)
+    assert sum(int(line.split(" by ")[0]) for line in experts) == 2
     assert first == "unirestorer: 1 of 3 photos failed:"
     assert second.startswith(f"  {photos}/m/broken.png: got ")
 
@@ -219,6 +226,204 @@ def test_folder_run_goes_on_past_a_bad_file(run: Run, tmp_path: Path) -> None:
         assert 0 <= entry["distance_percentile"] <= 100
         assert entry["device"] == "cpu"
         assert {"x", "y"} <= set(entry["map"])
+
+
+@pytest.fixture
+def routed_apart(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Photos go by brightness to experts 3 and 7; what happens: ("load" or "restore", expert)."""
+    estimated, route = UniRestorer.estimate, UniRestorer.route
+    load, call = ExpertBank._loaded, ExpertBank.__call__
+    bright: list[bool] = []
+    events: list[tuple[str, int]] = []
+
+    def estimate(model: UniRestorer, x: torch.Tensor) -> object:
+        bright.append(float(x.mean()) > 0.5)
+        return estimated(model, x)
+
+    def routed(model: UniRestorer, *args: object) -> object:
+        return replace(route(model, *args), expert=torch.tensor([7 if bright[-1] else 3]))
+
+    def restored(bank: ExpertBank, x: torch.Tensor, expert: torch.Tensor, **options: object) -> torch.Tensor:
+        events.append(("restore", int(expert)))
+        return call(bank, x, expert, **options)
+
+    def loaded(bank: ExpertBank, expert: int, device: torch.device) -> torch.nn.Module:
+        events.append(("load", expert))
+        return load(bank, expert, device)
+
+    monkeypatch.setattr(UniRestorer, "estimate", estimate)
+    monkeypatch.setattr(UniRestorer, "route", routed)
+    monkeypatch.setattr(ExpertBank, "__call__", restored)
+    monkeypatch.setattr(ExpertBank, "_loaded", loaded)
+    return events
+
+
+def plain(path: Path, grey: int, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), (grey, grey, grey)).save(path, **options)
+    return path
+
+
+def test_each_expert_is_loaded_once_and_the_summary_counts(
+    run: Run, tmp_path: Path, routed_apart: list[tuple[str, int]]
+) -> None:
+    for index, grey in enumerate((40, 240, 50, 230, 60)):
+        plain(tmp_path / f"in/{index}.png", grey)
+    report = tmp_path / "r.json"
+    code, text, err = run("restore", tmp_path / "in", "-o", tmp_path / "out", "--report", report)
+    assert code == 0
+    assert routed_apart == [
+        *[("load", 3), ("restore", 3), ("restore", 3), ("restore", 3)],
+        *[("load", 7), ("restore", 7), ("restore", 7)],
+    ]
+    assert [line.split(" ")[0] for line in text.splitlines()] == ["0.png", "2.png", "4.png", "1.png", "3.png"]
+    entries = json.loads(report.read_text())
+    assert [Path(entry["input"]).name for entry in entries] == [f"{i}.png" for i in range(5)]
+    head, *rows = err.splitlines()
+    assert re.fullmatch(r"restored 5 of 5 photos in \d+\.\d s", head)
+    names = [f"{entries[i]['expert_name']} ({entries[i]['expert']})" for i in (0, 1)]
+    assert rows == [f"  3 by {names[0]}", f"  2 by {names[1]}"]
+    assert JOURNAL not in files_in(tmp_path / "out")  # nothing is left to do
+
+
+def test_photos_are_read_one_ahead_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return path.name
+
+    monkeypatch.setattr("unirestorer.cli.read_photo", reading)
+    following = read_ahead(map(Path, "abcd"))
+    for name, seen in zip("abcd", ("ab", "abc", "abcd", "abcd"), strict=True):
+        path, future = next(following)
+        assert (path.name, future.result()) == (name, name)
+        deadline = time.monotonic() + 30
+        while len(read) < len(seen) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert read == list(seen)
+    assert list(following) == []
+    assert list(read_ahead([])) == []
+
+
+def profile_of(path: Path) -> bytes | None:
+    with Image.open(path) as image:
+        return image.info.get("icc_profile")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_the_colour_profile_is_kept_and_the_photo_upright(suffix: str, run: Run, tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[274] = 6
+    photo = picture(tmp_path / f"a{suffix}", icc_profile=profile, exif=exif)
+    assert run("restore", photo, "-o", tmp_path / f"b{suffix}")[0] == 0
+    assert run("degrade", photo, "-o", tmp_path / f"c{suffix}", "--noise", "5")[0] == 0
+    for name in "bc":
+        assert profile_of(tmp_path / f"{name}{suffix}") == profile
+        with Image.open(tmp_path / f"{name}{suffix}") as image:
+            assert image.size == (30, 40)
+            assert image.getexif().get(274, 1) == 1
+
+
+def test_a_profile_of_other_colours_or_none_at_all_is_dropped(run: Run, tmp_path: Path) -> None:
+    grey = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    grey[16:20] = b"GRAY"
+    profiles = {"grey": bytes(grey), "rubbish": b"no profile", "none": None}
+    for name, profile in profiles.items():
+        mode = "L" if name == "grey" else "RGB"
+        photo = picture(tmp_path / f"{name}.png", mode=mode, icc_profile=profile)
+        assert run("restore", photo, "-o", tmp_path / f"out/{name}.png")[0] == 0
+        assert profile_of(tmp_path / f"out/{name}.png") is None
+
+
+# Interrupted folder runs
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("moment", ["noted", "written", "done"])
+def test_a_killed_run_goes_on(
+    moment: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the second photo: after its line in the journal, its temporary file, its result."""
+    for index in range(4):
+        picture(tmp_path / f"in/{index}.png", seed=index)
+    words = ["restore", tmp_path / "in", "-o", tmp_path / "out", "--expert", "1-3", "--report"]
+    out, write, seen = tmp_path / "out", atomic_write, []
+
+    def killed(path: Path, writer: Callable, token: str | None = None) -> None:
+        seen.append(path)
+        if len(seen) == 2 and moment == "written":
+            temporary_beside(path, token).write_bytes(b"half of")
+        if len(seen) < 2 or moment == "done":
+            write(path, writer, token)
+        if len(seen) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unirestorer.journal.atomic_write", killed)
+        with pytest.raises(Killed):
+            run(*words, tmp_path / "r.json")
+    with (out / JOURNAL).open("ab") as file:
+        file.write(b'{"result": "2.png", "ke')  # and while it noted the next
+    before = {name: (out / name).stat().st_mtime_ns for name in files_in(out) if name.endswith(".png")}
+    assert len(before) == (2 if moment == "done" else 1)
+
+    code, text, err = run(*words, tmp_path / "r.json")
+    assert code == 0
+    assert err.startswith(f"restored {4 - len(before)} of 4 photos in ")
+    assert f", {len(before)} kept\n" in err
+    assert text.count("(kept, it was restored before)") == len(before)
+    assert len(text.splitlines()) == 4
+    assert files_in(out) == [f"{i}.png" for i in range(4)]  # no journal, no temporary file
+    for name, time_ns in before.items():
+        assert (out / name).stat().st_mtime_ns == time_ns
+    entries = json.loads((tmp_path / "r.json").read_text())
+    assert [Path(entry["input"]).name for entry in entries] == [f"{i}.png" for i in range(4)]
+    for index in range(4):
+        alone = tmp_path / f"alone{index}.png"
+        run("restore", tmp_path / f"in/{index}.png", "-o", alone, "--expert", "1-3")
+        assert alone.read_bytes() == (out / f"{index}.png").read_bytes()
+
+
+def test_what_changed_is_restored_again(run: Run, tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / f"in/{index}.png", seed=index)
+    (tmp_path / "in/z.png").write_text("broken")  # so that the journal stays
+    out = tmp_path / "out"
+
+    def again(*options: str) -> list[str]:
+        code, text, _ = run("restore", tmp_path / "in", "-o", out, *options)
+        assert code == 1
+        return [line.split(" ")[0] for line in text.splitlines() if "kept" not in line]
+
+    assert again("--expert", "1-3") == ["0.png", "1.png", "2.png"]
+    assert again("--expert", "1-3") == []
+    picture(tmp_path / "in/0.png", seed=9)  # another photo
+    (out / "1.png").write_bytes((out / "1.png").read_bytes()[:-9])  # a damaged result
+    (out / "2.png").unlink()  # a lost one
+    assert again("--expert", "1-3") == ["0.png", "1.png", "2.png"]
+    assert again("--expert", "1-2") == ["0.png", "1.png", "2.png"]
+    assert again("--expert", "1-2", "--task", "derain") == ["0.png", "1.png", "2.png"]
+    assert again("--expert", "1-2", "--task", "derain", "--tile", "64") == ["0.png", "1.png", "2.png"]
+    with (out / JOURNAL).open("ab") as file:
+        file.write(b'7\n{"result": "0.png", "entry": 3}\n{"token": "../../x"}\n\xff\n')
+        file.write(b"[" * 100_000 + b"\n")
+    assert again("--expert", "1-2", "--task", "derain", "--tile", "64") == ["0.png"]
+
+
+def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOURNAL).touch()
+    other = Journal(tmp_path / "out", {}, [])
+    assert_refused(run("restore", tmp_path / "in", "-o", tmp_path / "out"), "another run writes to")
+    other.close(complete=True)
+    assert run("restore", tmp_path / "in", "-o", tmp_path / "out")[0] == 0
 
 
 def test_results_inside_the_folder_are_no_inputs(run: Run, tmp_path: Path) -> None:
@@ -538,6 +743,32 @@ def test_exit_codes_of_the_process(tmp_path: Path) -> None:
 
     _, err = unread.communicate(timeout=60)
     assert (unread.returncode, err) == (1, "")
+
+
+def test_a_folder_run_survives_kill_9(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A second run keeps what the killed one finished, and nothing is lost, half-written or left behind."""
+    first = picture(tmp_path / "in/0.png", 200, 150)
+    for index in range(1, 60):
+        os.link(first, first.with_stem(str(index)))
+    out = tmp_path / "out"
+    words = ["restore", tmp_path / "in", "-o", out, "--expert", "1-3"]
+    process = start(*words, "--checkpoint", tiny_checkpoint, "--device", "cpu", stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert 3 <= len(before) < 60
+
+    code, text, err = run(*words)
+    assert code == 0
+    assert text.count("(kept, it was restored before)") == len(before)
+    assert err.startswith(f"restored {60 - len(before)} of 60 photos in ")
+    assert files_in(out) == sorted(f"{index}.png" for index in range(60))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len({path.read_bytes() for path in out.iterdir()}) == 1  # one photo under sixty names
 
 
 # Inspect

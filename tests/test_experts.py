@@ -1,16 +1,24 @@
 """The bank of experts: dispatch, memory, threads, and tiles that equal the whole photo."""
 
+import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from unirestorer.checkpoint import Checkpoint
 from unirestorer.config import NetworkConfig
 from unirestorer.experts import ExpertBank
+from unirestorer.imaging import run_tiled
 from unirestorer.networks import build_network
 
 CPU = torch.device("cpu")
@@ -271,3 +279,162 @@ def test_progress_rises_to_one() -> None:
     assert len(told) > 2
     assert told == sorted(told)
     assert told[-1] == 1
+
+
+# Seams: what a tiled run adds must not line up with the tiles' borders.
+
+SEAM_TILE_PX = 64
+# A step along a whole border, in units of 1/255. Beyond a few hundredths it shows on a flat wall.
+SEAM_LIMIT = 0.05
+SHIPPED = Path(__file__).parent.parent / "checkpoints/single"
+
+
+def grain(x: Tensor) -> Tensor:
+    return (0.5 + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
+
+
+# A photo of each kind with the expert that would get it: haze, noise, anything.
+PHOTOS = {
+    "flat": ("1-1", lambda x: torch.full_like(x, 0.6) * torch.tensor([1.0, 0.9, 0.7])[:, None, None]),
+    "noisy": ("1-2", grain),
+    "textured": ("0-0", lambda x: x),
+}
+
+
+def steps(difference: Tensor) -> Tensor:
+    """How much each column of (1, 3, H, W) differs from the one before, on average over its length; 8-bit."""
+    return 255 * difference.diff(dim=3).mean(dim=2).abs().amax((0, 1))
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_the_shipped_experts_leave_no_energy_at_tile_borders(kind: str) -> None:
+    name, make = PHOTOS[kind]
+    bank = ExpertBank((name,), lambda _: Checkpoint(SHIPPED).expert(name), CPU)
+    x = make(uneven(48, 200))
+    whole = bank(x, torch.tensor([0]), tile_px=None)
+    tiled = bank(x, torch.tensor([0]), tile_px=SEAM_TILE_PX)
+    assert (whole - x).abs().max() > 1 / 255  # the expert does something
+    assert 0 < (tiled - whole).abs().max() < 1 / 255  # and tiles were used
+    assert steps(tiled - whole).max() < SEAM_LIMIT
+
+
+def test_seams_would_be_found() -> None:
+    """The measure above, on tiles that know nothing of their surroundings."""
+    network = Checkpoint(SHIPPED).expert("0-0")
+    x = uneven(48, 200)
+    with torch.inference_mode():
+        tiled = run_tiled(network, x, SEAM_TILE_PX, 0, network.multiple)  # type: ignore[arg-type]
+        assert steps(tiled - network(x)).max() > 4 * SEAM_LIMIT
+
+
+# Memory
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+        return out
+
+    def gone(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
+
+
+BYTES = {"nafnet": 26, "retinexformer": 59, "restormer": 110}  # the docstring's c
+CHANNELS = 8
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_memory_is_the_stated_formula(kind: str) -> None:
+    network = build_network(BOUNDS[kind][0]).eval()
+    bank = ExpertBank(("0-0",), lambda _: network, CPU)
+    bank.network(0)
+    extra = {}
+    for height, width in ((96, 300), (96, 600)):
+        x = uneven(height, width)
+        with Live() as live:
+            bank(x, torch.tensor([0]), tile_px=64)
+        side = 64 + 2 * (network.halo_px + network.multiple) + network.multiple
+        bound = BYTES[kind] * CHANNELS * side * min(side, height + 2 * network.multiple)
+        extra[width] = live.peak - 2 * x.nbytes
+        assert 0.8 * bound < extra[width] <= bound
+    assert extra[600] == extra[300]  # a larger photo costs itself and its result alone
+
+
+class Hungry(nn.Module):
+    """Adds a hundredth, and finds no memory for more than `most` pixels at once."""
+
+    multiple, halo_px = 1, 0
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.seen = most, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((x.device.type, x.shape[-1]))
+        if x.shape[-1] * x.shape[-2] > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x + 0.01
+
+
+@pytest.mark.parametrize("tile_px", [None, 768, 300])
+def test_out_of_memory_means_smaller_tiles(tile_px: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    network, x, told = Hungry(100 * 100), photos(1, 300, 400), []
+    bank = ExpertBank(("0-0",), lambda _: network, CPU)
+    restored = bank(x, torch.tensor([0]), tile_px=tile_px, progress=told.append)
+    assert torch.allclose(restored, x + 0.01, atol=1e-6)
+    assert told[-1] == 1
+    tried = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    sides = {None: (200, 100), 768: (200, 100), 300: (150, 75)}[tile_px]
+    assert tried == [f"cpu: out of memory: trying tiles of {side} px" for side in sides]
+
+
+def test_out_of_memory_in_small_tiles_means_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    """The device "meta" stands for a GPU on which nothing can be allocated."""
+
+    class OnlyCpu(Add):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.is_meta:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(x)
+
+    loads: list[int] = []
+
+    def load(number: int) -> nn.Module:
+        loads.append(number)
+        return OnlyCpu(number)
+
+    bank = ExpertBank(("0-0", "1-0"), load, torch.device("meta"))
+    x = photos(2, 140, 200)
+    restored = bank(x, torch.tensor([1, 1]))
+    assert torch.allclose(restored, x + 0.01, atol=1e-6)
+    assert restored.device == CPU
+    assert caplog.messages[-1] == "meta: out of memory even in small tiles: the CPU takes over"
+    assert loads == [1, 1]  # the GPU's copy is another photo's, too: it is not moved
+
+
+def test_no_memory_at_all_is_an_error() -> None:
+    bank = ExpertBank(("0-0",), lambda _: Hungry(10), CPU)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        bank(photos(1, 100, 100), torch.tensor([0]))
+
+
+def test_other_failures_are_not_taken_for_want_of_memory() -> None:
+    def defect() -> None:
+        raise RuntimeError("a defect of ours")
+
+    with pytest.raises(RuntimeError, match="a defect of ours"):
+        bank_of(Loader(during=defect))(photos(1, 300, 300), torch.tensor([1]), tile_px=100)

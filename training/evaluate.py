@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.protocol import GROUPS, Case, Sample, cases, missing, samples
+from unirestorer.bench import describe_machine
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_uint8
@@ -252,24 +252,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def machine(model: UniRestorer) -> dict[str, Any]:
-    """The kind of machine, without its name."""
-    device = torch.device(getattr(model, "device", "cpu"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """The kind of machine that a model runs on, without its name."""
+    return describe_machine(torch.device(getattr(model, "device", "cpu")))
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from training.evaluate import machine, store
+from unirestorer.bench import timed
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.pipeline import UniRestorer
 
@@ -46,7 +46,7 @@ def measure_overhead(
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in tqdm(range(repeats + 1), desc="overhead", unit="round"):
         for name, (_, work) in parts.items():
-            seconds[name].append(_timed(work, model.device))
+            seconds[name].append(timed(work, model.device))
     rows = [
         {
             "part": name,
@@ -60,14 +60,6 @@ def measure_overhead(
     count = len(model.tree.expert_names)
     every = {key: value if key == "part" else round(value * count, 5) for key, value in rows[-1].items()}
     return [*rows, {**every, "part": f"all {count} experts"}]
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _flops(work: Callable[[], object]) -> int:

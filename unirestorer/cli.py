@@ -1,4 +1,4 @@
-"""The command line: restore, inspect, degrade and verify.
+"""The command line: restore, inspect, degrade, verify and bench.
 
 Exit codes: 0 done, 1 some photos of several failed, 2 bad input (one line on stderr says what),
 130 interrupted.
@@ -14,13 +14,18 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
-from unirestorer.files import atomic_write
-from unirestorer.types import Task
+from unirestorer.files import atomic_write, sha256_of
+from unirestorer.journal import NAME as JOURNAL_NAME
+from unirestorer.journal import Journal
+from unirestorer.types import Restoration, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +48,17 @@ STRENGTHS: dict[str, tuple[Task, str]] = {
 }
 
 Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as it was read: pixels x (1, 3, H, W) in [0, 1], ICC profile, SHA-256 of the file, seconds."""
+
+    x: Tensor
+    profile: bytes | None
+    sha256: str
+    seconds: float
+
 
 
 class PhotoError(ValueError):
@@ -84,68 +100,138 @@ def complain(message: str) -> Literal[2]:
 
 
 def restore(args: argparse.Namespace) -> int:
-    """Restore photos and say which expert did it."""
+    """Restore photos and say which expert did it.
+
+    Several photos are all routed first, then restored expert by expert, so that each expert is loaded once.
+    """
+    from unirestorer.checkpoint import find_checkpoint
     from unirestorer.experts import DEFAULT_TILE_PX
-    from unirestorer.imaging import save_image
+    from unirestorer.imaging import encode_image
     from unirestorer.pipeline import Clock
     from unirestorer.report import describe
 
+    started = time.perf_counter()
     tasks = named_tasks(args.task)
     photos = find_photos(args.inputs, args.output)
     targets = find_targets(photos, args.inputs, args.output)
     refuse_overwriting([*targets.values(), *optional(args.report)], photos)
-    model = open_model(args, tasks)
+    folder = find_checkpoint(args.checkpoint, args.revision)
+    model = open_model(folder, args.device, tasks)
     if args.expert is not None:
         model.tree.expert_number(args.expert)
     tile_px = DEFAULT_TILE_PX if args.tile == "auto" else args.tile
-    entries: list[dict[str, Any]] = []
+    settings = {
+        "checkpoint": sha256_of(folder / "config.json"),  # which holds the hashes of all parts
+        "tasks": None if tasks is None else sorted(tasks),
+        "expert": args.expert,
+        "tile_px": tile_px,
+    }
+    journal = Journal(Path(args.output), settings, targets.values()) if is_run(args.inputs) else None
+    entries: dict[Path, dict[str, Any]] = {}
+    decided: dict[Path, Restoration] = {}  # without pixels
+    failures: list[str] = []
 
-    def one(path: Path, progress: Progress) -> str:
-        clock = Clock()
-        x = read_photo(path)  # (1, 3, H, W)
-        clock.stop("decode")
+    waiting = dict(photos)
+    for path, relative in photos.items():
+        entry = journal and journal.finished(path, targets[path])
+        if entry and isinstance(entry.get("expert_name"), str):
+            entries[path] = {**entry, "input": str(path), "output": str(targets[path])}
+            print(f"{relative} → {entry['expert_name']} (kept, it was restored before)")
+            del waiting[path]
+    kept = len(entries)
+
+    def decide(path: Path, photo: Photo, progress: Progress) -> None:
         with enough_memory(path):
-            result = model(x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
-        clock.stop("model")
-        with photo_error(path), writing(targets[path]):
-            save_image(result.image, targets[path])
-        clock.stop("save")
-        total = sum(clock.seconds.values())
-        seconds = {"decode": clock.seconds["decode"], **result.seconds, "save": clock.seconds["save"]}
-        data = describe(model, replace(result, seconds=seconds))
-        entries.append({"input": str(path), "output": str(targets[path]), "size": size(x), **data})
-        chosen = data["levels"][data["level"]]
-        why = "forced" if data["forced"] else f"level {data['level']}, {percent(chosen['probability'])}"
-        return f"{photos[path]} → {data['expert_name']} ({why}), {total:.1f} s"
+            known = model.inspect(photo.x, tasks)
+        decided[path] = replace(known, seconds={"decode": photo.seconds, **known.seconds})
 
-    code = for_each(photos, args.inputs, one)
+    def one(path: Path, photo: Photo, progress: Progress) -> str:
+        known = decided.pop(path, None)
+        with enough_memory(path):
+            if known is None:
+                result = model(photo.x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
+                seconds = {"decode": photo.seconds, **result.seconds}
+            else:
+                result = model.apply(
+                    photo.x, known.estimate, known.route, tile_px=tile_px, progress=progress
+                )
+                seconds = {**known.seconds, **result.seconds}
+                seconds["decode"] += photo.seconds
+        clock = Clock()
+        with photo_error(path), writing(targets[path]):
+            data = encode_image(result.image, targets[path], photo.profile)
+        clock.stop("save")
+        decision = describe(model, replace(result, seconds={**seconds, **clock.seconds}))
+        entry = {"input": str(path), "output": str(targets[path]), "size": size(photo.x), **decision}
+        with writing(targets[path]):
+            if journal is None:
+                atomic_write(targets[path], lambda file: file.write(data))
+            else:
+                journal.write(photo.sha256, targets[path], data, entry)
+        entries[path] = entry
+        chosen = entry["levels"][entry["level"]]
+        why = "forced" if entry["forced"] else f"level {entry['level']}, {percent(chosen['probability'])}"
+        total = sum(entry["seconds"].values())
+        return f"{photos[path]} → {entry['expert_name']} ({why}), {total:.1f} s"
+
+    if len(waiting) > 1 and args.expert is None:
+        for_each(waiting, args.inputs, decide, failures, "routing ")
+        waiting = by_expert(decided, photos)
+    for_each(waiting, args.inputs, one, failures)
+    in_order = [entries[path] for path in photos if path in entries]
     if args.report:
         with writing(Path(args.report)):
-            write_text(args.report, json.dumps(entries, indent=1))
-    return code
+            write_text(args.report, json.dumps(in_order, indent=1))
+    if journal is not None:
+        journal.close(complete=not failures)
+        restored = Counter(
+            (entry["expert"], entry["expert_name"]) for entry in list(entries.values())[kept:]
+        )
+        lines = summary(restored, len(photos), kept, len(failures), time.perf_counter() - started)
+        print(*lines, sep="\n", file=sys.stderr)
+    return tell(failures, len(photos))
+
+
+def by_expert(decided: dict[Path, Restoration], photos: dict[Path, Path]) -> dict[Path, Path]:
+    """The photos whose way is known, one expert's after another's, in the order in which experts first
+    appear.
+    """
+    groups: dict[int, dict[Path, Path]] = {}
+    for path, known in decided.items():
+        groups.setdefault(int(known.route.expert), {})[path] = photos[path]
+    return {path: relative for group in groups.values() for path, relative in group.items()}
+
+
+def summary(
+    restored: Counter[tuple[str, str]], total: int, kept: int, failed: int, seconds: float
+) -> list[str]:
+    """How a folder run went, in lines: photos per expert (its number and its name in words), seconds."""
+    others = [f"{kept} kept"] * (kept > 0) + [f"{failed} failed"] * (failed > 0)
+    head = f"restored {restored.total()} of {total} photos in {seconds:.1f} s"
+    rows = [f"  {count} by {name} ({expert})" for (expert, name), count in restored.most_common()]
+    return [", ".join([head, *others]), *rows]
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Say how photos would be routed, in words or as JSON."""
-    from unirestorer.pipeline import Clock
+    from unirestorer.checkpoint import find_checkpoint
     from unirestorer.report import describe
 
     tasks = named_tasks(args.task)
     photos = find_photos(args.inputs)
-    model = open_model(args, tasks)
+    model = open_model(find_checkpoint(args.checkpoint, args.revision), args.device, tasks)
     entries: list[dict[str, Any]] = []
+    failures: list[str] = []
 
-    def one(path: Path, progress: Progress) -> str | None:
-        clock = Clock()
-        x = read_photo(path)  # (1, 3, H, W)
-        clock.stop("decode")
+    def one(path: Path, photo: Photo, progress: Progress) -> str | None:
         with enough_memory(path):
-            result = model.inspect(x, tasks)
-        data = describe(model, replace(result, seconds={**clock.seconds, **result.seconds}))
-        entries.append({"input": str(path), "size": size(x), **data})
+            result = model.inspect(photo.x, tasks)
+        data = describe(model, replace(result, seconds={"decode": photo.seconds, **result.seconds}))
+        entries.append({"input": str(path), "size": size(photo.x), **data})
         return None if args.json else in_words(entries[-1])
 
-    code = for_each(photos, args.inputs, one)
+    for_each(photos, args.inputs, one, failures)
+    code = tell(failures, len(photos))
     if args.json:
         print(json.dumps(entries, indent=1))
     return code
@@ -163,15 +249,17 @@ def degrade(args: argparse.Namespace) -> int:
         with writing(Path(args.save_recipe)):
             write_text(args.save_recipe, recipe.to_json())
 
-    def one(path: Path, progress: Progress) -> str:
-        x = read_photo(path)  # (1, 3, H, W)
+    failures: list[str] = []
+
+    def one(path: Path, photo: Photo, progress: Progress) -> str:
         with enough_memory(path):
-            degraded = recipe.apply(x)
+            degraded = recipe.apply(photo.x)
         with photo_error(path), writing(targets[path]):
-            save_image(degraded, targets[path])
+            save_image(degraded, targets[path], photo.profile)
         return f"{photos[path]} → {recipe.words}"
 
-    return for_each(photos, args.inputs, one)
+    for_each(photos, args.inputs, one, failures)
+    return tell(failures, len(photos))
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -183,6 +271,45 @@ def verify(args: argparse.Namespace) -> int:
     print(*parts, sep="\n")
     print(f"{folder}: all {len(parts)} parts are sound (hashes, shapes, a forward pass)")
     return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure what serving costs, and print it as tables."""
+    from tqdm import tqdm
+
+    from unirestorer.bench import report, run_bench
+    from unirestorer.checkpoint import find_checkpoint
+    from unirestorer.experts import DEFAULT_TILE_PX
+
+    folder = find_checkpoint(args.checkpoint, args.revision)
+    if args.json:
+        refuse_directory(Path(args.json))
+    cases = len(args.sizes) * len(args.batch) + bool(args.experts)
+    layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
+    with tqdm(total=cases, bar_format=layout, leave=False, disable=None, file=sys.stderr) as bar:
+
+        begun: list[str] = []
+
+        def told(what: str) -> None:
+            bar.update(len(begun) - bar.n)
+            bar.set_description_str(what)
+            begun.append(what)
+
+        found = run_bench(
+            folder,
+            device=args.device,
+            sizes=args.sizes,
+            batches=args.batch,
+            counts=args.experts,
+            tile_px=DEFAULT_TILE_PX if args.tile == "auto" else args.tile,
+            repeats=args.repeats,
+            told=told,
+        )
+    print(report(found))
+    if args.json:
+        with writing(Path(args.json)):
+            write_text(args.json, json.dumps(found, indent=1))
+    return 1 if any("error" in row for row in found["rows"]) else 0
 
 
 # Photos in and out
@@ -255,6 +382,12 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         seen.add(os.path.abspath(path))
 
 
+def refuse_directory(path: Path) -> None:
+    """Raises ValueError for a folder where a file is to be written: told before hours of work, not after."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file")
+
+
 def file_id(path: Path) -> tuple[int, int]:
     """What two names of one file have in common."""
     status = path.stat()
@@ -267,27 +400,35 @@ def is_run(inputs: list[str]) -> bool:
 
 
 def for_each(
-    photos: dict[Path, Path], inputs: list[str], work: Callable[[Path, Progress], str | None]
-) -> int:
-    """Do `work` on every photo, print the line it returns, and go on past bad photos; the exit code.
+    photos: dict[Path, Path],
+    inputs: list[str],
+    work: Callable[[Path, Photo, Progress], str | None],
+    failures: list[str],
+    verb: str = "",
+) -> None:
+    """Do `work` on every photo, print the line it returns, and go on past bad photos, told in `failures`.
 
     `work` gets a function that is told the share done of its photo. A single photo's error is passed on.
     """
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    failures: list[str] = []
     layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
-    with tqdm(
-        total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr
-    ) as bar:
-        for done, (path, relative) in enumerate(photos.items()):
-            bar.set_description_str(f"{done + 1}/{len(photos)} {relative.name}", refresh=False)
+    with (
+        contextlib.closing(read_ahead(photos)) as readings,
+        tqdm(
+            total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr
+        ) as bar,
+        logging_redirect_tqdm(),
+    ):
+        for done, (path, reading) in enumerate(readings):
+            bar.set_description_str(f"{verb}{done + 1}/{len(photos)} {photos[path].name}", refresh=False)
 
             def progress(share: float, done: int = done) -> None:
                 bar.update(done + share - bar.n)
 
             try:
-                line = work(path, progress)
+                line = work(path, reading.result(), progress)
             except PhotoError as error:
                 if not is_run(inputs):
                     raise
@@ -296,18 +437,40 @@ def for_each(
                 if line is not None:
                     bar.write(line, file=sys.stdout)
             progress(1)
+
+
+def tell(failures: list[str], total: int) -> int:
+    """List the photos that failed of `total`; the exit code."""
     if failures:
-        complain(f"{len(failures)} of {len(photos)} photos failed:")
+        complain(f"{len(failures)} of {total} photos failed:")
         print(*(f"  {failure}" for failure in failures), sep="\n", file=sys.stderr)
     return 1 if failures else 0
 
 
-def read_photo(path: Path) -> Tensor:
-    """The photo (1, 3, H, W) in [0, 1]. Raises PhotoError."""
-    from unirestorer.imaging import load_image
+def read_ahead(photos: Iterable[Path]) -> Generator[tuple[Path, Future[Photo]], None, None]:
+    """Each photo with its reading; while one is being worked on, a thread reads the next, and no further."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        paths = iter(photos)
+        path = next(paths, None)
+        reading = None if path is None else pool.submit(read_photo, path)
+        while path is not None and reading is not None:
+            coming = next(paths, None)
+            following = None if coming is None else pool.submit(read_photo, coming)
+            yield path, reading
+            path, reading = coming, following
 
-    with photo_error(path):
-        return load_image(path)
+
+def read_photo(path: Path) -> Photo:
+    """The photo in a file. Raises PhotoError."""
+    from unirestorer.imaging import load_image, load_profile
+
+    started = time.perf_counter()
+    digest = ""
+    with contextlib.suppress(OSError):  # `load_image` will say so; hashed first, so that a file that changes
+        digest = sha256_of(path)  # meanwhile is never taken for the one that was restored
+    with photo_error(path), enough_memory(path):
+        x = load_image(path)
+        return Photo(x, load_profile(path), digest, time.perf_counter() - started)
 
 
 @contextlib.contextmanager
@@ -359,11 +522,11 @@ def optional(path: str | None) -> list[Path]:
 # Words and numbers
 
 
-def open_model(args: argparse.Namespace, tasks: frozenset[Task] | None) -> UniRestorer:
-    """The checkpoint that the arguments name. Raises ValueError, also for tasks that it has no expert for."""
+def open_model(folder: Path, device: str, tasks: frozenset[Task] | None) -> UniRestorer:
+    """The checkpoint in `folder`. Raises ValueError, also for tasks that it has no expert for."""
     from unirestorer.pipeline import UniRestorer
 
-    model = UniRestorer.from_pretrained(args.checkpoint, device=args.device, revision=args.revision)
+    model = UniRestorer.from_pretrained(folder, device=device)
     model.tree.mask(tasks)
     return model
 
@@ -524,17 +687,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_inputs(one, output=True)
     add_model(one)
+    one.description = (
+        "restore photos; several are routed first, then restored expert by expert.\n"
+        "A run over a folder that was interrupted goes on where it stopped: results are kept that are\n"
+        f"whole and come from the same file, checkpoint and options. OUT/{JOURNAL_NAME}\n"
+        "keeps account of that until all photos are restored."
+    )
     one.add_argument(
         "--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ..."
     )
-    one.add_argument(
-        "--tile",
-        type=tile,
-        default="auto",
-        metavar="auto|N|off",
-        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
-        "off: the whole photo (default: %(default)s)",
-    )
+    add_tile(one)
     one.add_argument(
         "--report", metavar="FILE", help="write each photo's probabilities, path and timings there as JSON"
     )
@@ -573,6 +735,38 @@ def build_parser() -> argparse.ArgumentParser:
         "name", metavar="CHECKPOINT", help="a folder, a name in checkpoints/, or a hub id user/name"
     )
     one.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+    one = command(
+        bench,
+        "measure seconds and peak memory per stage, auto mode beside its chosen expert, growth",
+        "--json bench.json",
+        "--sizes 1024 2048 4096 8000x6000 --batch 1 --experts",
+    )
+    one.add_argument(
+        "--sizes",
+        nargs="+",
+        type=photo_size,
+        default=[(256, 256), (512, 512), (1024, 1024)],
+        metavar="N|WxH",
+        help="photos' sides in pixels (default: 256 512 1024)",
+    )
+    one.add_argument(
+        "--batch", nargs="+", type=whole(1, 1024), default=[1, 16], metavar="N", help="(default: 1 16)"
+    )
+    one.add_argument(
+        "--experts",
+        nargs="*",
+        type=whole(2, 10_000),
+        default=[27, 270],
+        metavar="N",
+        help="numbers of experts to compare, of random routers; none: leave that out (default: 27 270)",
+    )
+    one.add_argument(
+        "--repeats", type=whole(1, 1000), default=3, metavar="N", help="warm rounds (default: %(default)s)"
+    )
+    add_tile(one)
+    add_checkpoint(one)
+    one.add_argument("--json", metavar="FILE", help="write everything there, unrounded, as JSON")
     return parser
 
 
@@ -599,6 +793,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"instruction: only experts of {', '.join(Task)}",
     )
+    add_checkpoint(parser)
+
+
+def add_tile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="auto|N|off",
+        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
+        "off: the whole photo (default: %(default)s)",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default="single",
@@ -619,6 +828,26 @@ def tile(text: str) -> int | None | Literal["auto"]:
             f"expected auto, off or pixels from {SMALLEST_TILE_PX}, got {text!r}"
         )
     return int(text)
+
+
+def photo_size(text: str) -> tuple[int, int]:
+    """The argument of `--sizes`: (width, height)."""
+    sides = text.lower().split("x")
+    width, height = (sides * 2)[:2] if len(sides) in (1, 2) else ("", "")
+    if not all(side.isdecimal() and 1 <= int(side) <= 10_000 for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"expected a side or WxH of 1 to 10000 pixels, got {text!r}")
+    return int(width), int(height)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def seed(text: str) -> int:

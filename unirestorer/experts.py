@@ -1,7 +1,22 @@
-"""The bank of experts: each a file of its own, loaded when a photo needs it, a few kept warm."""
+"""The bank of experts: each a file of its own, loaded when a photo needs it, a few kept warm.
+
+Memory, in bytes of tensors, for photos of B x H x W pixels in tiles of T pixels:
+
+    2 * 12 * B * H * W                          the photos and the result, where the photos lie
+    + keep * 4 * parameters                     the warm experts, on the bank's device
+    + c * width * (T + 2 * (halo + m) + m)^2    one tile with its halo, there, too; m = the network's multiple
+
+where T is at most the longer side, so that the last term is bounded by the tile, whatever the photo: 0.75 GB
+for the shipped experts with tiles of 768 px. c is 26 for NAFNet, 59 for RetinexFormer, 110 for Restormer:
+bytes per pixel and channel of the first level; libraries' scratch comes on top. A pass holds as many photos
+as fit a tile's area, at least one; a batch of several passes copies the photos of one of them. What a GPU
+cannot hold even so runs in smaller tiles, then on the CPU: see `ExpertBank.__call__`.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,6 +27,10 @@ from torch import Tensor, nn
 from unirestorer.imaging import run_tiled
 
 DEFAULT_TILE_PX = 768
+SMALLEST_TILE_PX = 64
+CPU = torch.device("cpu")
+
+logger = logging.getLogger(__name__)
 
 
 class ExpertBank:
@@ -43,11 +62,25 @@ class ExpertBank:
         with self._lock:
             network = self._warm.pop(expert, None)
             if network is None:
-                network = self._load(expert).to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+                network = self._loaded(expert, self.device)
             self._warm[expert] = network
             while len(self._warm) > self._keep:
                 self._warm.popitem(last=False)
         return network
+
+    @property
+    def warm(self) -> tuple[nn.Module, ...]:
+        """The networks in memory."""
+        with self._lock:
+            return tuple(self._warm.values())
+
+    def release(self) -> None:
+        """Forget all warm experts; those in use live on until their callers are done."""
+        with self._lock:
+            self._warm.clear()
+
+    def _loaded(self, expert: int, device: torch.device) -> nn.Module:
+        return self._load(expert).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(
@@ -60,27 +93,87 @@ class ExpertBank:
     ) -> Tensor:
         """x (B, 3, H, W) in [0, 1], expert (B,) -> restored (B, 3, H, W) in [0, 1], single precision.
 
-        Photos are grouped by expert, so each is loaded once. `tile_px` bounds the side of what a network sees
-        at once (None: the whole photo). Raises ValueError for other shapes and for values that are not
-        finite.
+        Photos are grouped by expert, so each is loaded once; the result lies where x does. `tile_px` bounds
+        the side of what a network sees at once (None: the whole photo). Where memory runs out, tiles are
+        halved, down to `SMALLEST_TILE_PX`, then the CPU takes over from a GPU; each step is logged as a
+        warning. Raises ValueError for other shapes and for values that are not finite.
         """
         if x.ndim != 4 or x.shape[1] != 3 or expert.shape != x.shape[:1]:
             raise ValueError(
                 "photos (B, 3, H, W) and expert numbers (B,) are needed, "
                 f"got {tuple(x.shape)} and {tuple(expert.shape)}"
             )
-        if not torch.isfinite(x).all():
+        if x.numel() and not all(map(math.isfinite, torch.stack(x.aminmax()).tolist())):  # nan passes through
             raise ValueError(
                 "the photo holds values that are not finite (NaN or infinity): give pixels in [0, 1]"
             )
-        restored = torch.empty_like(x, dtype=torch.float32)
+        restored: Tensor | None = None
+        at_once = len(x) if tile_px is None else tile_px**2 // max(x.shape[-2] * x.shape[-1], 1)
+        done = 0
         for number in expert.unique().tolist():
-            rows = (expert == number).to(x.device)
-            network = self.network(number)
-            part = x[rows].to(self.device, torch.float32, memory_format=torch.channels_last)
-            if tile_px is None:
-                output = network(part)
+            for rows in (expert == number).nonzero().flatten().to(x.device).split(max(at_once, 1)):
+
+                def told(share: float, done: int = done, count: int = len(rows)) -> None:
+                    if progress is not None:
+                        progress((done + share * count) / len(x))
+
+                part = x[rows] if len(rows) > 1 else x.narrow(0, int(rows), 1)  # a large photo is not copied
+                output = self._pass(number, part.to(torch.float32), tile_px, told)
+                if len(rows) == len(x):
+                    return output
+                if restored is None:
+                    restored = torch.empty_like(x, dtype=torch.float32)
+                restored[rows] = output
+                done += len(rows)
+        return x.to(torch.float32) if restored is None else restored  # no photo at all
+
+    def _pass(
+        self, number: int, x: Tensor, tile_px: int | None, progress: Callable[[float], None]
+    ) -> Tensor:
+        """One expert over x (B, 3, H, W), with smaller tiles and then the CPU where memory runs out."""
+        device, tile = self.device, tile_px
+        while True:
+            try:
+                network = self.network(number) if device == self.device else self._loaded(number, device)
+                return _run(network, x, device, tile, progress)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                longest = max(x.shape[-2:])
+                tile = min(tile or longest, longest) // 2
+                if tile < SMALLEST_TILE_PX and device.type == "cpu":
+                    raise
+            # Not in the handler: while it runs, the traceback holds the failed pass's tensors.
+            if tile < SMALLEST_TILE_PX:
+                self.release()
+                device, tile = CPU, tile_px
+                logger.warning("%s: out of memory even in small tiles: the CPU takes over", self.device)
             else:
-                output = run_tiled(network, part, tile_px, network.halo_px, network.multiple, progress)  # type: ignore[arg-type]
-            restored[rows] = output.clamp(0, 1).to(restored)
-        return restored
+                logger.warning("%s: out of memory: trying tiles of %d px", device, tile)
+            torch.cuda.empty_cache()  # nothing where CUDA was never used
+
+
+def _run(
+    network: nn.Module,
+    x: Tensor,
+    device: torch.device,
+    tile_px: int | None,
+    progress: Callable[[float], None],
+) -> Tensor:
+    """The network's output for x (B, 3, H, W), in [0, 1] and where x lies; only a tile at a time is moved."""
+
+    def there_and_back(tile: Tensor) -> Tensor:
+        moved = tile.to(device, torch.float32, memory_format=torch.channels_last)
+        return network(moved).clamp(0, 1).to(x.device)
+
+    if tile_px is None:
+        output = there_and_back(x)
+        progress(1.0)
+        return output
+    return run_tiled(there_and_back, x, tile_px, network.halo_px, network.multiple, progress).clamp_(0, 1)  # type: ignore[arg-type]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory ran out, in PyTorch's allocator or in a library that has its own."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text

@@ -129,9 +129,12 @@ class Extractor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Photos (B, 3, H, W) in [0, 1] of any size -> DRs e (B, D) of unit length, the mean over each
         photo's views.
+
+        The photos may lie elsewhere than the weights: only the views are moved.
         """
         crops = views(x, self.config.view_px)  # (B, V, 3, 224, 224)
-        features = [self.embed(part) for part in crops.flatten(0, 1).split(VIEWS_PER_PASS)]
+        parts = crops.flatten(0, 1).split(VIEWS_PER_PASS)
+        features = [self.embed(part.to(self.caption_features.device)) for part in parts]
         return F.normalize(torch.cat(features).unflatten(0, crops.shape[:2]).mean(1), dim=-1)
 
     def caption_probs(self, e: Tensor) -> Tensor:

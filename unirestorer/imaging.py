@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -79,6 +79,24 @@ def load_image(source: Source) -> Tensor:
         return _from_stream(source, "image")
     expected = "a path, bytes, an open file, a PIL image, an array or a tensor"
     raise _error("source", type(source).__name__, expected, "convert it to one of these")
+
+
+def load_profile(path: str | os.PathLike[str]) -> bytes | None:
+    """The ICC profile in an image file, for `save_image`; None without one that describes RGB.
+
+    `load_image` keeps the numbers of RGB photos as they are, so their profile still says what they mean;
+    grey and CMYK become plain RGB, of which their own profile would be wrong. Never raises for a bad file.
+    """
+    try:
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                profile = image.info.get("icc_profile")
+    except Exception:  # as in `load_image`, which has said or will say what is wrong
+        return None
+    if not isinstance(profile, bytes) or len(profile) < 128 or profile[36:40] != b"acsp":
+        return None  # not even a profile's header
+    return profile if profile[16:20] == b"RGB " else None
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -155,7 +173,7 @@ def _from_tensor(x: Tensor, name: str) -> Tensor:
     if x.numel() == 0:
         raise _error(name, f"{x.shape[3]}x{x.shape[2]} pixels", "at least 1x1", "choose another image")
     if x.dtype == torch.uint8:
-        return x.float().div(255).contiguous()
+        return x.contiguous().float().div_(255)  # in place: large photos want every copy saved
     if not x.is_floating_point():
         raise _error(name, str(x.dtype), "float in [0, 1] or uint8", "convert it")
     x = x.float()
@@ -175,7 +193,8 @@ def to_uint8(x: Tensor) -> np.ndarray:
         raise _error("tensor", f"shape {tuple(x.shape)}", "(3, H, W) or (1, 3, H, W)", "pick one image")
     if x.isnan().any():
         raise _error("tensor", "nan among the pixels", "numbers in [0, 1]", "check what computed them")
-    return (x.detach().float() * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    grey = x.detach().float().mul(255).add_(0.5).clamp_(0, 255).byte()
+    return grey.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def from_uint8(array: np.ndarray) -> Tensor:
@@ -190,11 +209,18 @@ def to_pil(x: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(x))
 
 
-def save_image(x: Tensor, path: str | os.PathLike[str]) -> None:
+def save_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None = None) -> None:
     """Write (3, H, W) or (1, 3, H, W) in 8 bits; the suffix names the format, without one it is PNG.
 
-    Lossless but for JPEG (quality 95, 4:4:4). The file appears whole or not at all; OSError passes through.
+    Lossless but for JPEG (quality 95, 4:4:4); `profile` is an ICC profile to embed, which BMP cannot
+    hold. The file appears whole or not at all; OSError passes through.
     """
+    data = encode_image(x, path, profile)
+    atomic_write(path, lambda file: file.write(data))
+
+
+def encode_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None = None) -> bytes:
+    """The bytes that `save_image` would write to `path`."""
     path = Path(path)
     suffix = path.suffix.lower() or ".png"
     if suffix not in SUFFIXES or suffix == ".gif":
@@ -203,7 +229,10 @@ def save_image(x: Tensor, path: str | os.PathLike[str]) -> None:
     longest = LONGEST_PX.get(name, 2**31)
     if max(image.size) > longest:
         raise _error(path.name, f"{max(image.size)} px a side", f"at most {longest} in {name}", "use PNG")
-    atomic_write(path, lambda file: image.save(file, name, **OPTIONS.get(name, {})))
+    options: dict[str, Any] = {**OPTIONS.get(name, {}), **({"icc_profile": profile} if profile else {})}
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
 
 
 # Padding and views

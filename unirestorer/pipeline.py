@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -55,19 +56,27 @@ class UniRestorer:
         ValueError.
         """
         where = choose_device(device)
-        folder = find_checkpoint(name, revision)
-        checkpoint = Checkpoint(folder)
+        return cls.from_checkpoint(Checkpoint(find_checkpoint(name, revision)), where, keep=keep)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, where: torch.device, *, keep: int = 4) -> UniRestorer:
+        """The model in an opened checkpoint. Raises ValueError."""
         tree = checkpoint.tree()
         bank = ExpertBank(tree.expert_names, lambda i: checkpoint.expert(tree.expert_names[i]), where, keep)
         map_ = checkpoint.map() if checkpoint.has("map.npz") else None
         return cls(
-            checkpoint.extractor().to(where), tree, checkpoint.router(tree).to(where), bank, map_, folder
+            checkpoint.extractor().to(where),
+            tree,
+            checkpoint.router(tree).to(where),
+            bank,
+            map_,
+            checkpoint.folder,
         )
 
     @torch.inference_mode()
     def estimate(self, x: Tensor) -> Estimate:
         """Photos x (B, 3, H, W) in [0, 1] -> DR, estimate of its leaf's centre, uncertainty (Eq. 3 and 7)."""
-        return self.router.estimate(self.extractor(x.to(self.device)))
+        return self.router.estimate(self.extractor(x))
 
     @torch.inference_mode()
     def route(self, estimate: Estimate, tasks: Iterable[Task] | None = None) -> Route:
@@ -84,11 +93,11 @@ class UniRestorer:
         Raises ValueError as `route` does.
         """
         clock = Clock()
-        estimate = self.estimate(x)
+        estimate = self.estimate(x)  # e, e_deg, log_e_gran: (B, D) each
         clock.stop("estimate")
-        route = self.route(estimate, tasks)
+        route = self.route(estimate, tasks)  # leaf_probs, level_probs, expert (B,)
         clock.stop("route")
-        return Restoration(x[:, :, :0, :0], estimate, route, clock.seconds)
+        return Restoration(x.new_empty(len(x), 3, 0, 0), estimate, route, clock.seconds)
 
     def __call__(
         self,
@@ -109,15 +118,27 @@ class UniRestorer:
                 f"photos (B, 3, H, W) of floats in [0, 1] are needed, got {tuple(x.shape)} of {x.dtype}"
             )
         forced = None if expert is None else self.tree.expert_number(expert)
-        clock = Clock()
-        estimate = self.estimate(x)  # e, e_deg, log_e_gran: (B, D) each
-        clock.stop("estimate")
-        route = self.route(estimate, tasks)  # leaf_probs, level_probs, expert (B,)
+        decision = self.inspect(x, tasks)
+        route = decision.route
         if forced is not None:
             route = replace(route, expert=torch.full_like(route.expert, forced))
-        clock.stop("route")
+        result = self.apply(x, decision.estimate, route, tile_px=tile_px, progress=progress)
+        return replace(result, seconds={**decision.seconds, **result.seconds})
+
+    def apply(
+        self,
+        x: Tensor,
+        estimate: Estimate,
+        route: Route,
+        *,
+        tile_px: int | None = DEFAULT_TILE_PX,
+        progress: Callable[[float], None] | None = None,
+    ) -> Restoration:
+        """Restore photos x (B, 3, H, W) by a route that is known already: the second half of `__call__`."""
+        clock = Clock()
         if len(route.expert) == 1:                                              # a batch loads as it goes
-            self.experts.network(int(route.expert))
+            with contextlib.suppress(torch.OutOfMemoryError):                   # the bank will find a way
+                self.experts.network(int(route.expert))
         clock.stop("load")
         image = self.experts(x, route.expert, tile_px=tile_px, progress=progress)  # (B, 3, H, W)
         clock.stop("restore")

@@ -175,11 +175,8 @@ class Handlers:
             return replace(memory.auto, report=describe(self.model, result))
         x = read_photo(memory.photo)
         clock.stop("decode")
-        self.model.experts.network(int(route.expert))
-        clock.stop("load")
-        image = self.model.experts(x, route.expert, progress=progress)
-        clock.stop("restore")
-        return self._show(Restoration(image, memory.result.estimate, route, clock.seconds), "choice")
+        result = self.model.apply(x, memory.result.estimate, route, progress=progress)
+        return self._show(replace(result, seconds={**clock.seconds, **result.seconds}), "choice")
 
     def keep(self, path: Path) -> str:
         """A copy of a file where the browser may fetch it."""
