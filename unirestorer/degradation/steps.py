@@ -158,7 +158,8 @@ class CameraNoise:
     quality: int = 100
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        noise = fields.sensor_noise(*image.shape[-2:], generator).to(image)  # (3, H, W)
+        height, width = image.shape[-2:]
+        noise = fields.sensor_noise(height, width, generator).to(image)  # (3, H, W)
         light = _linear(image.clamp(0, 1))
         grey = 0.5
         slope = 2.4 * ((grey + 0.055) / 1.055) ** 1.4 / 1.055  # of f^-1 on middle grey
