@@ -116,7 +116,7 @@ def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
     assert "init_sha256" in training["experts"]["1-0"] and "init_sha256" not in training["experts"]["2-0"]
 
 
-@pytest.mark.parametrize("setting", ["single", "mixed"])
+@pytest.mark.parametrize("setting", ["single", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> None:
     """Every row of every table, on drawn photos, from experts that the rows share."""
     words = ["ablate", "--preset", "tiny", "--setting", setting, "--out", str(tmp_path), "--workers", "1"]
