@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from unirestorer import UniRestorer
+from unirestorer import UniRestorer, experts
 from unirestorer.checkpoint import Checkpoint, add_tree
 from unirestorer.cli import STRENGTHS, build_parser, find_targets, main, middles, read_ahead
 from unirestorer.degradation import RANGES, Recipe
@@ -686,6 +686,22 @@ def test_photo_too_large_for_the_memory(
     monkeypatch.setattr(ExpertBank, "__call__", out_of_memory)
     outcome = run("restore", picture(tmp_path / "a.png"), "-o", tmp_path / "b.png")
     assert_refused(outcome, "a.png: not enough memory", "smaller tiles")
+
+
+def test_smaller_tiles_for_want_of_memory_are_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small_only(network: object, x: torch.Tensor, device: object, tile_px: int, *others: object) -> object:
+        if tile_px > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return pass_(network, x, device, tile_px, *others)
+
+    pass_ = experts._run
+    monkeypatch.setattr(experts, "_run", small_only)
+    code, _, err = run("restore", picture(tmp_path / "a.png", 160, 90), "-o", tmp_path / "b.png")
+    assert (code, err) == (0, "cpu: out of memory: trying tiles of 80 px\n")
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.size == (160, 90)
 
 
 def test_other_failures_are_not_hidden(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
