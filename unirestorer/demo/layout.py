@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from unirestorer.demo import panels, theme, words
+from unirestorer.demo import jobs, panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.batch_tab import add_batch
 from unirestorer.demo.compare_tab import add_compare
@@ -52,6 +52,7 @@ class Sidebar:
 @dataclass(frozen=True)
 class PhotoCard:
     photo: gr.Image
+    stop: gr.Button
     thumbnails: gr.HTML
 
 
@@ -174,9 +175,10 @@ def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
             alt_text="The photo you gave",
             placeholder="Drop a photo here\n- or -\nClick to choose one",
         )
+        stop = gr.Button("Stop", size="sm", variant="stop", visible=False, elem_id="stop")
         html = thumbnails_html(examples)
         thumbnails = gr.HTML(html, js_on_load=CLICKS.replace("NAME", "example"), elem_id="examples")
-    return PhotoCard(photo, thumbnails)
+    return PhotoCard(photo, stop, thumbnails)
 
 
 def _results(start: panels.Panels) -> Results:
@@ -266,7 +268,7 @@ def _connect_model(
 
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
             if view.error is not None:
-                gr.Warning(words.sorry(view.error))
+                gr.Warning(jobs.sorry(view.error))
             yield show(view)
 
     def show(view: View) -> dict[Any, Any]:
@@ -296,8 +298,9 @@ def _connect_model(
         *vars(results.choice).values(),
         *vars(explanations).values(),
     ]
-    gr.on(
-        [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
+    triggers = [card.photo.change, sidebar.tasks.change, sidebar.expert.change]
+    running = gr.on(
+        triggers,
         run,
         [card.photo, sidebar.tasks, sidebar.expert, memory],
         outputs,
@@ -308,6 +311,19 @@ def _connect_model(
         show_progress="minimal",
         show_progress_on=[results.verdict],
     )
+
+    def show_stop(photo: str | None) -> gr.Button:
+        return gr.Button(visible=photo is not None)
+
+    def hide_stop() -> gr.Button:
+        return gr.Button(visible=False)
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    gr.on(triggers, show_stop, card.photo, card.stop, **quiet)
+    running.then(hide_stop, None, card.stop, **quiet)
+    card.stop.click(None, cancels=[running], api_visibility="private")
+    card.stop.click(hide_stop, None, card.stop, **quiet)
+    card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
 
 
 def _result(
