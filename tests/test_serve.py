@@ -95,7 +95,14 @@ class Server:
         )
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
+    def run_number(self) -> int:
+        """The event behind the Restore tab."""
+        (stop,) = (fn for fn in self.page.fns.values() if fn.cancels)
+        return stop.cancels[0]
+
     def number(self, name: str) -> int:
+        if name == "the tab":
+            return self.run_number()
         return next(fn._id for fn in self.page.fns.values() if fn.api_name == name)
 
     def join(self, session: str, photo: Any, name: str = "restore", *rest: Any) -> httpx.Response:
@@ -106,10 +113,10 @@ class Server:
         }
         return self.http.post("/gradio_api/queue/join", json=body)
 
-    def cancel(self, session: str, event: str) -> None:
+    def cancel(self, session: str, event: str, name: str = "restore") -> None:
         body = {
             "session_hash": f"{self.test}{session}",
-            "fn_index": self.number("restore"),
+            "fn_index": self.number(name),
             "event_id": event,
         }
         self.http.post("/gradio_api/cancel", json=body).raise_for_status()
@@ -254,6 +261,21 @@ def test_cancelling_stops_at_the_next_tile_and_lets_the_next_job_in(server: Serv
     assert server.outcome("b")["success"]
 
 
+def test_the_tab_itself_works_and_stops(server: Server) -> None:
+    wide = server.upload(png(2400, 16))
+    event = server.join("a", wide, "the tab", [], "", None).json()["event_id"]
+    assert server.slow.entered.wait(PATIENCE)
+    server.cancel("a", event, "the tab")
+    server.until(lambda: not server.desk.is_wanted(event))
+    server.slow.go.set()
+    server.until(lambda: bool(server.entries()))
+    assert server.entries()[0]["error"] == "StoppedError" and server.slow.tiles == 1
+    server.join("b", wide, "the tab", ["derain"], "", None)
+    assert server.outcome("b")["success"]
+    entry = server.entries()[-1]
+    assert entry["event"] == "layout.run" and "error" not in entry and len(entry["experts"]) in (1, 2)
+
+
 def test_a_waiting_job_can_be_cancelled(server: Server) -> None:
     photo = server.upload(png())
     server.join("a", photo)
@@ -292,7 +314,7 @@ def test_a_job_leaves_one_line_without_photo_or_name(server: Server) -> None:
     server.join("a", server.upload(png(), "secret.png"), "restore", [], "1-2")
     assert server.outcome("a")["success"]
     (entry,) = server.entries()
-    assert entry["event"] == "restore" and entry["experts"] == ["1-2"]
+    assert entry["event"] == "api.restore" and entry["experts"] == ["1-2"]
     assert (entry["width"], entry["height"]) == (48, 32) and entry["seconds"] >= 0
     assert set(entry) == {"time", "event", "seconds", "width", "height", "experts"}
     assert "secret" not in server.log.getvalue()
@@ -345,6 +367,13 @@ def test_wrong_inputs_are_a_sentence(server: Server, data: list, capfd: pytest.C
     refused = server.outcome("a")
     assert refused["success"] is False and refused["output"]["error"].endswith(".")
     assert "Traceback" not in json.dumps(refused) + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [-1, 10**9])
+def test_an_unknown_event_is_a_sentence(server: Server, number: int) -> None:
+    body = {"data": [], "fn_index": number, "session_hash": "a"}
+    answer = server.http.post("/gradio_api/queue/join", json=body)
+    assert answer.status_code == 400 and answer.json()["detail"] == words.wrong_input()
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../../etc/hostname", str(ROOT / "assets/page.png")])

@@ -63,7 +63,8 @@ class Desk:
         gpu = lent_gpu(watch.limits.seconds)
         for fn in page.fns.values():
             if fn.concurrency_id == MODEL_QUEUE and fn.fn is not None:
-                fn.fn = watch.job(fn.fn, str(fn.api_name or fn.name), gpu)
+                place = fn.fn.__module__.rpartition(".")[2]  # several tabs have a "run"
+                fn.fn = watch.job(fn.fn, f"{place}.{fn.name}", gpu)
 
     # The queue
 
@@ -81,8 +82,7 @@ class Desk:
         """Why this job may not join the queue; empty when it may."""
         if self.stopping:
             return words.stopping()
-        fn = self.page.fns.get(body.fn_index) if body.fn_index is not None else None
-        if fn is None or fn.concurrency_id != MODEL_QUEUE:
+        if self.page.fns[body.fn_index].concurrency_id != MODEL_QUEUE:  # pyright: ignore[reportArgumentType]
             return ""
         waiting, running = self.jobs()
         everyone = [*waiting, *running]
@@ -102,11 +102,13 @@ class Desk:
         self, body: PredictBodyInternal, request: Request, username: str | None
     ) -> tuple[bool, Any, Any]:
         """In place of Gradio's `Queue.push`: the same for a job that is let in, a sentence for another."""
+        if body.fn_index not in self.page.fns:
+            return False, words.wrong_input(), "error"
         refusal = self._refusal(body, request)
         if not refusal:
             return await self._push(body, request, username)
         self.watch.write(event="refused", waiting=len(self.jobs()[0]))
-        if not body.session_hash or body.fn_index not in self.page.fns:
+        if not body.session_hash:
             return False, refusal, "queue_full"  # 503 with the sentence: a program without a session
         event = Event(body.session_hash, self.page.fns[body.fn_index], request, username)
         async with self._queue.pending_message_lock:
@@ -128,10 +130,10 @@ class Desk:
         only files that were uploaded may be named.
         """
         try:
-            check_all_files_in_cache(inputs)
+            check_all_files_in_cache(inputs)  # pyright: ignore[reportArgumentType] - JSON from a client
             return await self._preprocess(block_fn, inputs, *args, **options)
         except AppError as error:
-            text = html.escape(" ".join(error.message.split())[:240])
+            text = html.escape(" ".join(error.message.split())[:240], quote=False)
             raise gr.Error(text, print_exception=False) from None
         except Exception as error:
             full = isinstance(error, OSError) and error.errno is not None
