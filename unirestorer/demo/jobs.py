@@ -141,7 +141,7 @@ class Watch:
                     while True:
                         with self._running(job):  # set anew: each step may run in another context
                             result = next(results, nothing)
-                        if result is nothing:
+                        if result is nothing or job.error == StoppedError.__name__:  # nobody is there
                             return
                         yield result
                 except GeneratorExit:
