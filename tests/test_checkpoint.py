@@ -5,9 +5,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from unirestorer.checkpoint import (
 from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig
 from unirestorer.extractor import Extractor
 from unirestorer.files import sha256
+from unirestorer.map import DegradationMap
 from unirestorer.networks import build_network
 from unirestorer.routing import Router
 
@@ -348,6 +351,44 @@ def test_what_is_no_map_is_refused(folder: Path, data: bytes) -> None:
         use(folder, "map.npz")
 
 
+def archive(**changed: np.ndarray) -> bytes:
+    """A sound map with some arrays replaced."""
+    made = make_tiny_map(make_tiny_tree())
+    arrays = {field.name: getattr(made, field.name) for field in fields(DegradationMap)}
+    data = io.BytesIO()
+    np.savez_compressed(data, **{**arrays, **changed})
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"xy": np.zeros((9, 2), np.float32)},
+        {"drs": np.zeros(60, np.float16)},
+        {"leaf": np.zeros((60, 2), np.int64)},
+        {"gran_reference": np.zeros(0, np.float32)},
+        {"distance_reference": np.full(15, np.nan)},
+        {"center_xy": np.zeros((27, 3), np.float32)},
+        {"xy": np.array(["a"] * 120).reshape(60, 2)},
+    ],
+    ids=str,
+)
+def test_a_map_whose_arrays_do_not_fit_is_refused(folder: Path, changed: dict[str, np.ndarray]) -> None:
+    replace_part(folder, "map.npz", archive(**changed))
+    with pytest.raises(ValueError, match=r"map\.npz: not a map"):
+        use(folder, "map.npz")
+
+
+def test_a_map_that_is_a_bomb_is_not_unpacked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = archive(drs=np.zeros((60, 40_000), np.float16))
+    assert len(bomb) < 100_000
+    monkeypatch.setattr("unirestorer.map.MAX_BYTES", 2**20)
+    monkeypatch.setattr(np, "load", None)  # never reached
+    replace_part(folder, "map.npz", bomb)
+    with pytest.raises(ValueError, match="over 1 MB when unpacked"):
+        use(folder, "map.npz")
+
+
 @pytest.mark.parametrize("name", ["extractor.safetensors", "tree.safetensors", "router.safetensors", EXPERT])
 @pytest.mark.parametrize("data", [b"", b"text", b"\xff" * 64, b"\x08" + b"\0" * 7 + b"{}      "], ids=str)
 def test_what_is_no_safetensors_file_is_refused(folder: Path, name: str, data: bytes) -> None:
@@ -459,6 +500,54 @@ def test_a_section_that_makes_no_sense_is_named(folder: Path, case: str) -> None
     rewrite(folder, change)
     with pytest.raises(ValueError):
         use(folder, name)
+
+
+GIGANTIC: dict[str, tuple[str, Change, str]] = {
+    "extractor too wide": (
+        "extractor.safetensors",
+        put("extractor", "width", value=4096),
+        "million parameters",
+    ),
+    "views too large": (
+        "extractor.safetensors",
+        put("extractor", "view_px", value=4096),
+        "view_px: expected 8 to 1024",
+    ),
+    "captions without end": (
+        "extractor.safetensors",
+        put("extractor", "captions", value=[""] * 1_000_000),
+        "million parameters",
+    ),
+    "routers too deep": (
+        "router.safetensors",
+        lambda c: c["routers"].update(hidden=8192, layers=64),
+        "million parameters",
+    ),
+    "expert too deep": (EXPERT, put("experts", "1-3", "encoder", value=[200, 200]), "number of blocks"),
+    "expert too wide": (
+        EXPERT,
+        lambda c: c["experts"]["1-3"].update(width=1024, middle=200),
+        "million parameters",
+    ),
+    "tower of billions": ("extractor.safetensors", put("extractor", "tower", value="ViT-bigG-14"), "up to L"),
+}
+
+
+@pytest.mark.parametrize("case", GIGANTIC)
+def test_a_gigantic_network_is_refused_before_it_takes_memory(folder: Path, case: str) -> None:
+    name, change, message = GIGANTIC[case]
+    rewrite(folder, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message):
+        use(folder, name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000, "kilobytes"
+
+
+def test_a_config_without_end_is_refused_unread(folder: Path) -> None:
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(2**30)
+    with pytest.raises(ValueError, match="is damaged: it has over 16 MB"):
+        Checkpoint(folder)
 
 
 def test_damaged_metrics_are_named(folder: Path) -> None:

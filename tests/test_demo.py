@@ -8,9 +8,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
+from gradio.data_classes import ImageData
 from helpers import make_tiny_map, make_tiny_tree
 from PIL import Image
 
@@ -22,6 +24,7 @@ from unirestorer.demo.card import card_html, card_text
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, View, make_recipe, shrink
 from unirestorer.demo.layout import build_page, launch_options
+from unirestorer.demo.photo import photo_input
 from unirestorer.demo.tree_view import node_probs, pruned_nodes, tree_html
 from unirestorer.imaging import load_image, to_uint8
 from unirestorer.report import describe
@@ -473,6 +476,19 @@ def test_examples_are_there_and_chosen_by_number() -> None:
             pick(examples, bad)
     assert find_examples(Path("/nowhere")) == () and thumbnails_html(()) == ""
     assert sum(example.path.stat().st_size for example in examples) < 4 * 2**20
+
+
+def test_the_photo_input_gives_away_no_file_of_the_server(
+    tmp_path: Path, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    component = photo_input()
+    for path in (photo, f"{tmp_path}/cache/../photo.png", "/etc/hostname"):
+        with pytest.raises(gr.Error, match="uploaded first"):
+            component.preprocess(ImageData(path=path))
+    inside = str(tmp_path / "cache/photo.png")
+    assert component.preprocess(ImageData(path=inside)) == inside and component.preprocess(None) is None
 
 
 def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:

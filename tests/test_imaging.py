@@ -281,6 +281,14 @@ def test_a_bad_file_is_one_clear_sentence(tmp_path: Path, name: str):
             load_image(data)
 
 
+def test_a_name_with_line_breaks_stays_one_sentence(tmp_path: Path):
+    path = tmp_path / "a\n\rb.png"
+    path.write_bytes(b"no photo")
+    with pytest.raises(ValueError, match="^a b.png: got no readable image") as caught:
+        load_image(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_real_bomb_is_refused_before_it_is_decoded(tmp_path: Path):
     path = tmp_path / "bomb.png"
     Image.new("1", (15_000, 14_000)).save(path)

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     *("app.py", "unirestorer", "training", "assets", "checkpoints", "tests", "requirements.txt", "README.md"),
     *("pyproject.toml", "Makefile", ".ci", "requirements-dev.txt", "LICENSE", ".gitignore", ".gitattributes"),
+    *("Dockerfile", ".dockerignore"),
 }
 NOT_OURS = {".git", ".venv", ".pytest_cache", ".ruff_cache", ".gradio", "__pycache__", "out", "shared"}
 LARGEST_BYTES = 4 * 2**20

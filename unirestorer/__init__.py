@@ -9,6 +9,8 @@ from unirestorer.types import Estimate, Restoration, Route, Task
 if TYPE_CHECKING:
     from unirestorer.pipeline import UniRestorer
 
+__version__ = "0.1.0"
+
 __all__ = ["Estimate", "Restoration", "Route", "Task", "UniRestorer"]
 
 

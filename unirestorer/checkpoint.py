@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig, fr
 from unirestorer.extractor import Extractor
 from unirestorer.files import atomic_write, sha256
 from unirestorer.map import DegradationMap
-from unirestorer.networks import build_network
+from unirestorer.networks import MAX_PARAMETERS, build_network
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 FORMAT = "unirestorer/1"
+MAX_CONFIG_BYTES = 16 * 2**20
 LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
 HUB_FILES = ["config.json", "*.safetensors", "map.npz", "metrics.json", "README.md", "experts/*.safetensors"]
 
@@ -71,6 +73,8 @@ class Checkpoint:
         if not path.is_file():
             raise ValueError(f"{self.folder} is no checkpoint: it has no config.json")
         try:
+            if path.stat().st_size > MAX_CONFIG_BYTES:
+                raise ValueError(f"it has over {MAX_CONFIG_BYTES // 2**20} MB")
             self.config: dict[str, Any] = json.loads(path.read_bytes())
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(f"{path} is damaged: {str(error):.100}") from None
@@ -134,14 +138,15 @@ class Checkpoint:
         if not isinstance(captions, list):
             raise ValueError(f"{self.folder}/config.json: extractor.captions should be a list")
         config.check()
-        extractor = Extractor(config, tuple(map(str, captions)))
+        extractor = self._affordable(lambda: Extractor(config, tuple(map(str, captions))), "extractor")
         return self._filled(extractor, "extractor.safetensors")
 
     def router(self, tree: DegradationTree) -> Router:
         """Heads and routers with their weights, in evaluation mode."""
         config = from_dict(RoutersConfig, self._section("routers"), "routers")
         config.check()
-        router = Router(tree.centers[-1].shape[1], tree.expert_table, config)
+        dim, table = tree.centers[-1].shape[1], tree.expert_table
+        router = self._affordable(lambda: Router(dim, table, config), "routers")
         return self._filled(router, "router.safetensors")
 
     def expert(self, name: str) -> nn.Module:
@@ -179,6 +184,18 @@ class Checkpoint:
         if not isinstance(section, dict):
             raise ValueError(f"{self.folder}/config.json: {name} should be an object")
         return section
+
+    def _affordable(self, build: Callable[[], nn.Module], section: str) -> nn.Module:
+        """`build()`, once its size is known to be sensible: a config may come from a stranger."""
+        with torch.device("meta"):  # shapes without memory
+            module = build()
+            count = sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+        if count > MAX_PARAMETERS:
+            raise ValueError(
+                f"{self.folder}/config.json: the {section} would have {count / 1e6:.0f} million parameters, "
+                f"at most {MAX_PARAMETERS / 1e6:.0f} million are allowed"
+            )
+        return build()
 
     def _filled(self, module: nn.Module, name: str) -> Any:  # noqa: ANN401 - the module's own type
         try:

@@ -66,10 +66,10 @@ class ExtractorConfig:
 
     def check(self) -> None:
         """Raises ValueError for a shape that no extractor can have (configs may come from strangers)."""
-        sizes = {"dim": self.dim, "width": self.width, "view_px": self.view_px}
-        for name, value in sizes.items():
-            if not 8 <= value <= 4096:
-                raise ValueError(f"extractor.{name}: expected 8 to 4096, got {value}")
+        sizes = {"dim": (self.dim, 4096), "width": (self.width, 4096), "view_px": (self.view_px, 1024)}
+        for name, (value, highest) in sizes.items():
+            if not 8 <= value <= highest:
+                raise ValueError(f"extractor.{name}: expected 8 to {highest}, got {value}")
         if len(self.layers) != 4 or not all(1 <= count <= 64 for count in self.layers):
             raise ValueError(f"extractor.layers: expected four counts from 1 to 64, got {self.layers}")
 

@@ -20,6 +20,7 @@ from unirestorer.imaging import views
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VIEWS_PER_PASS = 16
+MAX_TOWER_PARAMETERS = 500_000_000
 
 
 class FineScale(nn.Module):
@@ -94,6 +95,10 @@ class ClipTower(nn.Module):
 
             if config.tower not in open_clip.list_models():
                 raise ValueError(f"unknown tower {config.tower!r}: expected resnet or an open_clip name")
+            vision = (open_clip.get_model_config(config.tower) or {}).get("vision_cfg", {})
+            layers, width = vision.get("layers"), vision.get("width", 768)
+            if not isinstance(layers, int) or 12 * layers * width**2 > MAX_TOWER_PARAMETERS:
+                raise ValueError(f"the tower {config.tower!r} is none that is used here: name a ViT up to L")
             tower = cast(nn.Module, open_clip.create_model(config.tower).visual)
         self.tower = tower
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)

@@ -36,7 +36,8 @@ _opening = threading.Lock()  # the warnings' filters are shared by all threads
 
 
 def _error(what: str, got: str, expected: str, do: str) -> ValueError:
-    return ValueError(f"{what}: got {got}, expected {expected}, {do}")
+    name = " ".join(what.split())  # a file's name may hold line breaks
+    return ValueError(f"{name}: got {got}, expected {expected}, {do}")
 
 
 def _too_large(name: str) -> ValueError:

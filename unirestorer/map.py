@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 NEIGHBORS = 15
+MAX_BYTES = 512 * 2**20  # unpacked
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,36 @@ class DegradationMap:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> DegradationMap:
-        """Raises ValueError when the bytes are not a map."""
+        """Raises ValueError when the bytes are not a map, before a bomb is unpacked."""
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as parts:
+                size = sum(part.file_size for part in parts.infolist())
+            if size > MAX_BYTES:
+                raise ValueError(f"over {MAX_BYTES // 2**20} MB when unpacked")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
-        except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                made = cls(**{f.name: arrays[f.name] for f in fields(cls)})
+            made.check()
+        except Exception as error:  # archives raise nearly anything, from zlib.error to MemoryError
             raise ValueError(f"not a map of degradations ({error})") from None
+        return made
+
+    def check(self) -> None:
+        """Raises ValueError when the arrays do not belong together."""
+        count = len(self.xy)
+        numbers = [self.xy, self.drs, self.center_xy, self.gran_reference, self.distance_reference]
+        if (
+            self.xy.shape != (count, 2)
+            or self.drs.shape[:1] != (count,)
+            or self.drs.ndim != 2
+            or any(part.shape != (count,) for part in (self.leaf, self.task, self.text))
+            or self.center_xy.shape[1:] != (2,)
+            or self.gran_reference.ndim != 1
+            or self.distance_reference.ndim != 1
+            or 0 in (count, len(self.gran_reference), len(self.distance_reference))
+        ):
+            raise ValueError("its arrays do not belong together")
+        if any(part.dtype.kind != "f" or not np.isfinite(part).all() for part in numbers):
+            raise ValueError("its numbers are not finite")
 
 
 def percentile(reference: np.ndarray, value: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import words
+from unirestorer.demo import jobs
 from unirestorer.demo.handlers import Handlers
 from unirestorer.demo.photo import photo_input
 from unirestorer.types import Task
@@ -24,7 +24,7 @@ def said(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except ValueError as error:
-            raise gr.Error(words.sorry(error), print_exception=False) from None
+            raise gr.Error(jobs.sorry(error), print_exception=False) from None
 
     return wrapped
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import batch, words
+from unirestorer.demo import batch, jobs
 from unirestorer.demo.handlers import Handlers
 
 INTRO = f"""<h2 class="title">Many photos at once</h2><p class="sub">A mixture of experts is judged by how it
@@ -42,7 +42,7 @@ def add_batch(handlers: Handlers, queue: str) -> None:
         try:
             rows = work(lambda share: progress(share, desc="Routing"))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
-            sorry = f'<div class="verdict bad"><p class="lead">{words.sorry(error)}</p></div>'
+            sorry = f'<div class="verdict bad"><p class="lead">{jobs.sorry(error)}</p></div>'
             return [sorry, gr.DownloadButton(visible=False), ""]
         file = handlers.keep_bytes(batch.to_csv(rows), "routes.csv")
         tree = handlers.model.tree

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import words
+from unirestorer.demo import jobs, words
 from unirestorer.demo.compare import EXTRA, ZOOM, compare, panes_html
 from unirestorer.demo.handlers import Handlers, Memory
 
@@ -40,7 +40,7 @@ def add_compare(handlers: Handlers, tab: gr.Tab, memory: gr.State, queue: str) -
             for found in compare(handlers, memory, extra or []):
                 yield panes_html(found)
         except ValueError as error:
-            yield f'<div class="verdict bad"><p class="lead">{words.sorry(error)}</p></div>'
+            yield f'<div class="verdict bad"><p class="lead">{jobs.sorry(error)}</p></div>'
 
     settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": queue, "concurrency_limit": 1}
     gr.on(

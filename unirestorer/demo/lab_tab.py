@@ -11,7 +11,7 @@ import gradio as gr
 
 from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import degree_words
-from unirestorer.demo import figures, lab_figures, words
+from unirestorer.demo import figures, jobs, lab_figures, words
 from unirestorer.demo.lab import NONE, Lab, Spoiling, Trial, beyond, known_tasks, span
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
@@ -327,4 +327,4 @@ def _connect(
 
 def sorry(error: ValueError) -> str:
     """A user's mistake where the verdict would stand."""
-    return f'<div class="verdict bad"><p class="lead">{words.sorry(error)}</p></div>'
+    return f'<div class="verdict bad"><p class="lead">{jobs.sorry(error)}</p></div>'

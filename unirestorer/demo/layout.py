@@ -12,7 +12,7 @@ import gradio as gr
 import plotly.graph_objects as go
 from gradio.utils import get_upload_folder
 
-from unirestorer.demo import figures, panels, theme, words
+from unirestorer.demo import figures, jobs, panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.batch_tab import add_batch
 from unirestorer.demo.card import card_html, card_text
@@ -55,6 +55,7 @@ class Sidebar:
 @dataclass(frozen=True)
 class PhotoCard:
     photo: gr.Image
+    stop: gr.Button
     thumbnails: gr.HTML
 
 
@@ -189,9 +190,10 @@ def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
             alt_text="The photo you gave",
             placeholder="Drop a photo here\n- or -\nClick to choose one",
         )
+        stop = gr.Button("Stop", size="sm", variant="stop", visible=False, elem_id="stop")
         html = thumbnails_html(examples)
         thumbnails = gr.HTML(html, js_on_load=CLICKS.replace("NAME", "example"), elem_id="examples")
-    return PhotoCard(photo, thumbnails)
+    return PhotoCard(photo, stop, thumbnails)
 
 
 def _results(start: panels.Panels) -> Results:
@@ -289,7 +291,7 @@ def _connect_model(
 
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
             if view.error is not None:
-                gr.Warning(words.sorry(view.error))
+                gr.Warning(jobs.sorry(view.error))
             yield show(view, by)
 
     def show(view: View, by: str) -> dict[Any, Any]:
@@ -319,8 +321,9 @@ def _connect_model(
         *vars(results.choice).values(),
         *(explanations.map, explanations.what, explanations.sure, explanations.who),
     ]
-    gr.on(
-        [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
+    triggers = [card.photo.change, sidebar.tasks.change, sidebar.expert.change]
+    running = gr.on(
+        triggers,
         run,
         [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
         outputs,
@@ -339,6 +342,18 @@ def _connect_model(
         colour, [explanations.by, memory], explanations.map, api_visibility="private",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
+    def show_stop(photo: str | None) -> gr.Button:
+        return gr.Button(visible=photo is not None)
+
+    def hide_stop() -> gr.Button:
+        return gr.Button(visible=False)
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    gr.on(triggers, show_stop, card.photo, card.stop, **quiet)
+    running.then(hide_stop, None, card.stop, **quiet)
+    card.stop.click(None, cancels=[running], api_visibility="private")
+    card.stop.click(hide_stop, None, card.stop, **quiet)
+    card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
 
 
 def _result(

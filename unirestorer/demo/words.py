@@ -270,6 +270,51 @@ def timing(seconds: dict[str, float]) -> str:
     )
 
 
+# Many visitors
+
+
+def roughly(seconds: float) -> str:
+    """A wait as people say it: "a few seconds", "about 40 seconds", "about 3 minutes"."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"about {10 * round(seconds / 10):.0f} seconds"
+    return f"about {seconds / 60:.0f} minutes"
+
+
+def busy(waiting: int, seconds: float) -> str:
+    """The queue is full."""
+    return f"{waiting} jobs are waiting, and there is room for no more: try again in {roughly(seconds)}."
+
+
+def too_many(jobs: int, who: str, seconds: float) -> str:
+    """One visitor (`who`: "you", or "your network") has enough jobs for now."""
+    return (
+        f"{jobs} jobs of {who} are waiting or running, and others want their turn: "
+        f"try again in {roughly(seconds)}."
+    )
+
+
+def stopping() -> str:
+    """The server has been told to stop."""
+    return "The server is about to restart: try again in a minute."
+
+
+def out_of_time(seconds: float) -> str:
+    """A job took longer than one visitor gets."""
+    return f"this took longer than the {seconds:.0f} seconds that one job may take: make the photo smaller"
+
+
+def fault() -> str:
+    """Something failed that is not the visitor's mistake."""
+    return "Something went wrong here, and it is not your mistake: try again, or another photo."
+
+
+def wrong_input() -> str:
+    """A program sent what the endpoint does not take."""
+    return "The inputs are not what this endpoint takes: gradio_api/info lists their names and types."
+
+
 def sorry(error: ValueError) -> str:
     """A user's mistake as one sentence that is safe as HTML."""
     text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")

@@ -1,0 +1,129 @@
+"""Upload the repository as a Hugging Face Space and its checkpoint as a model, with huggingface_hub.
+
+    python -m training.publish --space user/unirestorer --model user/unirestorer-single --dry-run
+    python -m training.publish --space user/unirestorer --model user/unirestorer-single
+
+The hub client's own login is used (`hf auth login` or HF_TOKEN). Without --dry-run each repository is made if
+need be and gets one commit; what is there and not here stays. Exit codes: 0 done, 2 bad input or a hub that
+cannot be reached, told in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unirestorer.checkpoint import HUB_FILES, Checkpoint, find_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SPACE_FILES = ("app.py", "requirements.txt", "README.md", "LICENSE", "pyproject.toml", "Dockerfile")
+SPACE_FOLDERS = ("unirestorer", "training", "assets", "checkpoints")
+NEEDED = ("app.py", "requirements.txt", "README.md")
+REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+
+
+def space_files(root: Path) -> list[Path]:
+    """What a Space gets, relative to `root`: tracked files, or, without git, all but hidden ones and caches.
+
+    Raises ValueError when something is missing that a Space cannot do without.
+    """
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+    if git.returncode == 0 and git.stdout:
+        found = [Path(name) for name in git.stdout.split("\0") if name]
+    else:
+        found = [path.relative_to(root) for path in root.rglob("*")]
+    chosen = [
+        path
+        for path in found
+        if (path.parts[0] in SPACE_FOLDERS or str(path) in SPACE_FILES)
+        and not any(part[0] == "." or part == "__pycache__" for part in path.parts)
+        and (root / path).is_file()
+    ]
+    if missing := [name for name in NEEDED if Path(name) not in chosen]:
+        raise ValueError(f"{root} is no repository to publish: it lacks {', '.join(missing)}")
+    return sorted(chosen)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What a model repository gets, relative to the checkpoint's folder, after each file's hash was checked.
+
+    Raises ValueError for a damaged checkpoint.
+    """
+    checkpoint = Checkpoint(folder)
+    for name in checkpoint.config.get("files", {}):
+        checkpoint.read(name)
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if any(fnmatch.fnmatch(path.as_posix(), p) for p in HUB_FILES))
+
+
+def upload(api: Any, name: str, kind: str, root: Path, files: list[Path], private: bool) -> str:  # noqa: ANN401
+    """Make the repository if need be, commit the files; the commit's address. `api` is an HfApi."""
+    from huggingface_hub import CommitOperationAdd
+
+    options = {"space_sdk": "gradio"} if kind == "space" else {}
+    api.create_repo(name, repo_type=kind, private=private, exist_ok=True, **options)
+    operations = [CommitOperationAdd(path.as_posix(), root / path) for path in files]
+    commit = api.create_commit(name, operations, commit_message="Upload UniRestorer", repo_type=kind)
+    return str(commit.commit_url)
+
+
+def listing(name: str, kind: str, root: Path, files: list[Path]) -> str:
+    """What would be uploaded, a file a line with its size, and the sum."""
+    sizes = [(root / path).stat().st_size for path in files]
+    lines = [f"{size:>12,} {path.as_posix()}" for path, size in zip(files, sizes, strict=True)]
+    return "\n".join([*lines, f"{sum(sizes):>12,} bytes in {len(files)} files for the {kind} {name}"])
+
+
+def main(argv: Sequence[str] | None = None, api: Any = None) -> int:  # noqa: ANN401 - an HfApi, or a test's
+    """Run the command in `argv`; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.publish", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--space", metavar="USER/NAME", help="the Space that gets the page")
+    parser.add_argument("--model", metavar="USER/NAME", help="the model repository that gets the checkpoint")
+    parser.add_argument("--checkpoint", default="single", help="which one (default: %(default)s)")
+    parser.add_argument("--private", action="store_true", help="for what does not exist yet")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, without network")
+    args = parser.parse_args(argv)
+    try:
+        for line in publish(args, api):
+            sys.stdout.write(f"{line}\n")
+    except (ValueError, OSError) as error:  # the hub client's errors are OSErrors
+        sys.stderr.write(f"training.publish: {' '.join(str(error).split())[:300]}\n")
+        return 2
+    return 0
+
+
+def publish(args: argparse.Namespace, api: Any) -> list[str]:  # noqa: ANN401
+    """Upload, or list, what the arguments name; lines to print. All is checked before the first upload.
+
+    Raises ValueError.
+    """
+    work: list[tuple[str, str, Path, list[Path]]] = []
+    for name in filter(None, (args.space, args.model)):
+        if not REPOSITORY.fullmatch(name):
+            raise ValueError(f"expected a repository user/name, got {name!r:.100}")
+    if args.model:
+        folder = find_checkpoint(args.checkpoint)
+        work.append((args.model, "model", folder, model_files(folder)))
+    if args.space:
+        work.append((args.space, "space", ROOT, space_files(ROOT)))
+    if not work:
+        raise ValueError("nothing to publish: name --space, --model or both")
+    if args.dry_run:
+        return [listing(*each) for each in work]
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    return [upload(api, name, kind, root, files, args.private) for name, kind, root, files in work]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""One visitor's use of the model as a job: it can be stopped, it has a time limit, and it leaves one line in
+the log, without photo or name.
+
+`Watch.model` is the model to build the page with: it asks between two tiles whether its job may go on.
+`Watch.job` makes a job of a function of the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TextIO
+
+import gradio as gr
+from gradio.context import LocalContext
+from gradio_client.exceptions import AppError
+from torch import Tensor, nn
+
+from unirestorer.demo import words
+from unirestorer.demo.host import Limits
+from unirestorer.experts import DEFAULT_TILE_PX, ExpertBank
+from unirestorer.pipeline import UniRestorer
+from unirestorer.types import Estimate
+
+MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")  # torch has no class of its own
+RECENT = 20  # jobs whose mean duration makes the expected wait
+
+
+class StoppedError(ValueError):
+    """The visitor cancelled, or has left."""
+
+
+class OutOfTimeError(ValueError):
+    """The job took longer than allowed."""
+
+
+class FaultError(ValueError):
+    """Not the visitor's mistake. The cause (`__cause__`) goes to the log, never to the page."""
+
+
+@dataclass
+class Job:
+    """What a job leaves in the log, filled in while it runs."""
+
+    event: str
+    identity: str | None  # of Gradio's event; None = called without the queue
+    started: float = field(default_factory=time.monotonic)
+    size: tuple[int, int] | None = None  # width, height
+    experts: list[str] = field(default_factory=list)
+    error: str | None = None  # a class name
+    detail: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+_current: ContextVar[Job | None] = ContextVar("job", default=None)
+
+
+def sorry(error: ValueError) -> str:
+    """`words.sorry` for an error that a visitor is about to be told; its kind goes into the job's line."""
+    job = _current.get()
+    if job is not None:
+        _note(job, error)
+    return words.sorry(error)
+
+
+def _note(job: Job, error: BaseException) -> None:
+    """The error's class; where it is ours, also what happened, in places of the code and never in values."""
+    job.error = type(error).__name__
+    if isinstance(error, FaultError):
+        job.detail = [str(error.__cause__)]
+    elif not isinstance(error, ValueError | AppError):
+        frames = traceback.extract_tb(error.__traceback__)
+        job.detail = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-6:]]
+
+
+class Watch:
+    """All jobs of a server. `is_wanted` says of an event's identity whether somebody still waits for it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.is_wanted: Callable[[str], bool] = lambda identity: True
+        self._log: TextIO | None = None
+        self._durations: deque[float] = deque(maxlen=RECENT)
+        self._model = threading.Lock()  # a cancelled job's thread runs on to its next tile
+
+    def model(self, model: UniRestorer) -> UniRestorer:
+        """The same model with the same weights, which stops where its job has to."""
+        return WatchedModel(model, self)
+
+    def log_to(self, log: TextIO) -> None:
+        """Write the log there instead of to stderr."""
+        self._log = log
+
+    def expected_wait(self, jobs: int) -> float:
+        """Seconds that this many jobs take, by those that were finished last."""
+        return jobs * (fmean(self._durations) if self._durations else 5.0)
+
+    def write(self, **entry: Any) -> None:  # noqa: ANN401 - JSON data
+        """One line of the log."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entry})
+        with contextlib.suppress(OSError, ValueError):  # a log that is full or closed stops no job
+            print(line, file=self._log or sys.stderr, flush=True)  # noqa: T201 - this is the log
+
+    def may_go_on(self) -> None:
+        """Raises StoppedError or OutOfTimeError where the running job has to end."""
+        job = _current.get()
+        if job is None:
+            return
+        if job.seconds > self.limits.seconds:
+            raise OutOfTimeError(words.out_of_time(self.limits.seconds))
+        if job.identity is not None and not self.is_wanted(job.identity):
+            raise StoppedError("the job was stopped")
+
+    def job(self, function: Callable[..., Any], event: str, gpu: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of the page as a job. `gpu` wraps what may use a GPU that is lent per call."""
+        if inspect.isgeneratorfunction(function):
+            work = gpu(function)
+
+            @functools.wraps(function)
+            def steps(*args: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401
+                job = Job(event, LocalContext.event_id.get(None))
+                results = work(*args, **options)
+                nothing = object()
+                try:
+                    while True:
+                        with self._running(job):  # set anew: each step may run in another context
+                            result = next(results, nothing)
+                        if result is nothing or job.error == StoppedError.__name__:  # nobody is there
+                            return
+                        yield result
+                except GeneratorExit:
+                    job.error = job.error or StoppedError.__name__
+                    raise
+                finally:
+                    self._finished(job)
+
+            return steps
+        work = gpu(function)
+
+        @functools.wraps(function)
+        def whole(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            job = Job(event, LocalContext.event_id.get(None))
+            try:
+                with self._running(job):
+                    return work(*args, **options)
+            finally:
+                self._finished(job)
+
+        return whole
+
+    @contextlib.contextmanager
+    def _running(self, job: Job) -> Iterator[None]:
+        """Alone with the model; what nobody expected becomes a sentence that blames nobody's photo."""
+        token = _current.set(job)
+        try:
+            with self._model:
+                yield
+        except AppError as error:  # a sentence already
+            job.error = job.error or type(error).__name__
+            raise
+        except ValueError as error:
+            raise gr.Error(sorry(error), print_exception=False) from None
+        except Exception as error:
+            _note(job, error)
+            memory = isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_WORDS)
+            text = "There is not enough memory for this photo just now: try a smaller one." if memory else ""
+            raise gr.Error(text or words.fault(), print_exception=False) from None
+        finally:
+            _current.reset(token)
+
+    def _finished(self, job: Job) -> None:
+        if job.error is None:
+            self._durations.append(job.seconds)
+        entry: dict[str, Any] = {"event": job.event, "seconds": round(job.seconds, 3)}
+        if job.size:
+            entry |= {"width": job.size[0], "height": job.size[1]}
+        if job.experts:
+            entry["experts"] = job.experts
+        if job.error:
+            entry["error"] = job.error
+        if job.detail:
+            entry["detail"] = job.detail
+        self.write(**entry)
+
+
+class WatchedModel(UniRestorer):
+    """A model that shares everything with `model`, asks whether to go on, and fills in its job's line."""
+
+    def __init__(self, model: UniRestorer, watch: Watch) -> None:
+        self.__dict__.update(vars(model))
+        self.experts = WatchedBank(model.experts, watch)
+        self._watch = watch
+
+    def estimate(self, x: Tensor) -> Estimate:
+        self._watch.may_go_on()
+        _seen(x)
+        return super().estimate(x)
+
+
+class WatchedBank(ExpertBank):
+    """The same for a bank of experts: it shares the warm ones and asks before each expert and tile."""
+
+    def __init__(self, bank: ExpertBank, watch: Watch) -> None:
+        self.__dict__.update(vars(bank))
+        self._watch = watch
+
+    def network(self, expert: int) -> nn.Module:
+        self._watch.may_go_on()
+        if not 0 <= expert < len(self.names):
+            return super().network(expert)  # which says so
+        try:
+            return super().network(expert)
+        except ValueError as error:  # a damaged file: its path is for the log
+            raise FaultError(
+                "this expert cannot be loaded on the server just now: force another one, or try again later"
+            ) from error
+
+    def __call__(
+        self,
+        x: Tensor,
+        expert: Tensor,
+        *,
+        tile_px: int | None = DEFAULT_TILE_PX,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        def told(share: float) -> None:
+            if share < 1:
+                self._watch.may_go_on()
+            if progress is not None:
+                progress(share)
+
+        job = _seen(x)
+        if job is not None:
+            job.experts += [self.names[i] for i in expert.unique().tolist() if 0 <= i < len(self.names)]
+        return super().__call__(x, expert, tile_px=tile_px, progress=told)
+
+
+def _seen(x: Tensor) -> Job | None:
+    job = _current.get()
+    if job is not None and x.ndim == 4:
+        job.size = (x.shape[3], x.shape[2])
+    return job
