@@ -263,14 +263,14 @@ def test_cancelling_stops_at_the_next_tile_and_lets_the_next_job_in(server: Serv
 
 def test_the_tab_itself_works_and_stops(server: Server) -> None:
     wide = server.upload(png(2400, 16))
-    event = server.join("a", wide, "the tab", [], "", None).json()["event_id"]
+    event = server.join("a", wide, "the tab", [], "", None, "type").json()["event_id"]
     assert server.slow.entered.wait(PATIENCE)
     server.cancel("a", event, "the tab")
     server.until(lambda: not server.desk.is_wanted(event))
     server.slow.go.set()
     server.until(lambda: bool(server.entries()))
     assert server.entries()[0]["error"] == "StoppedError" and server.slow.tiles == 1
-    server.join("b", wide, "the tab", ["derain"], "", None)
+    server.join("b", wide, "the tab", ["derain"], "", None, "type")
     assert server.outcome("b")["success"]
     entry = server.entries()[-1]
     assert entry["event"] == "layout.run" and "error" not in entry and len(entry["experts"]) in (1, 2)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -97,8 +98,8 @@ class Handlers:
         for photo in photos:
             if not threading.main_thread().is_alive():
                 return
-            with contextlib.suppress(ValueError, OSError):
-                memory = self.auto(str(photo))
+            with contextlib.suppress(ValueError, OSError), tempfile.TemporaryDirectory() as folder:
+                memory = Handlers(self.model, Path(folder)).auto(str(photo))
                 before, png, after = (
                     Path(file).read_bytes() for file in (memory.before, memory.auto.png, memory.auto.after)
                 )
