@@ -69,8 +69,8 @@ class Server:
 
     def __init__(self, model: UniRestorer, limits: Limits, folder: Path) -> None:
         self.slow = Slow()
-        patched = UniRestorer(model.extractor, model.tree, model.router, model.experts, model.map, Path("tiny"))
-        patched.experts = self.slow.bank(model)
+        bank = self.slow.bank(model)
+        patched = UniRestorer(model.extractor, model.tree, model.router, bank, model.map, Path("tiny"))
         self.log = io.StringIO()
         self.test = 0  # sessions of two tests are never the same
         watch = Watch(limits)
