@@ -34,7 +34,7 @@ from unirestorer.types import Route, Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
 CLEAN_SHARE = 0.25  # undegraded rows per degraded one
-PAIR_ROWS = 3  # per real pair
+PAIR_ROWS = 1  # per real pair
 LEAST_PART = 0.6  # of a photo's sides: what a row that is learned from shows
 
 
