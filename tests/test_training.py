@@ -165,7 +165,11 @@ def test_some_levels_of_a_tree_are_a_tree() -> None:
 
 def test_shapes_are_compared_per_task(tmp_path: Path) -> None:
     words = ["shapes", "--preset", "tiny", "--out", str(tmp_path), "--workers", "1", "--device", "cpu"]
-    assert main([*words, "--set", "experts.steps=1,1,1"]) == 0
+    settings = ["--set", "experts.steps=1,1,1"]
+    assert main([*words, *settings, "--tasks", "denoise"]) == 0
+    measured = json.loads((tmp_path / "metrics.json").read_text())["shapes"]
+    assert {row["task"] for row in measured["rows"]} == {"denoise"} and len(measured["rows"]) == len(SHAPES)
+    assert main([*words, *settings]) == 0
     measured = json.loads((tmp_path / "metrics.json").read_text())["shapes"]
     rows = {(row["shape"], row["task"]): row for row in measured["rows"]}
     assert set(rows) == {(shape, task.value) for shape in SHAPES for task in Task}

@@ -33,6 +33,7 @@ from unirestorer.checkpoint import Checkpoint
 from unirestorer.config import Config, CorpusConfig, override, preset, to_dict
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
+from unirestorer.types import Task
 
 EXAMPLES = """examples:
   python -m training all --preset tiny --out out/tiny            every stage on drawn photos, in two minutes
@@ -61,6 +62,7 @@ class Run:
     workers: int
     shard: tuple[int, int] = (1, 1)
     init: Checkpoint | None = None  # a finished model to start the extractor and the experts from
+    tasks: tuple[Task, ...] = tuple(Task)  # that network shapes are compared on
 
     def photos(self, part: str) -> Photos:
         return find_photos(self.data, part)
@@ -247,7 +249,7 @@ def shapes_stage(run: Run) -> None:
     """Compare network shapes per task at equal wall time (ALL's budget); figures go to metrics.json."""
     rows = compare(
         run.corpus, run.held_out("in"), run.config.experts, run.work, run.config.seed, run.device,
-        compile=run.compile,
+        compile=run.compile, tasks=run.tasks,
     )  # fmt: skip
     found = []
     for row in rows:
@@ -319,6 +321,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         one.add_argument(
             "--shard", default="1/1", metavar="i/n", help="experts: train the i-th of n shares of the leaves"
         )
+        if verb == "shapes":
+            one.add_argument(
+                "--tasks", nargs="+", type=Task, default=list(Task), metavar="TASK", help="default: all"
+            )
         one.add_argument(
             "--init", metavar="CHECKPOINT", help="extractor and experts: go on from this finished model"
         )
@@ -354,7 +360,7 @@ def make_run(arguments: argparse.Namespace) -> Run:
     compile_ = not arguments.no_compile and config.preset != "tiny"
     return Run(
         config, data, arguments.out, work, choose_device(arguments.device), compile_, arguments.workers,
-        (int(index), int(count)), init,
+        (int(index), int(count)), init, tuple(getattr(arguments, "tasks", Task)),
     )  # fmt: skip
 
 

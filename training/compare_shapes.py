@@ -5,7 +5,7 @@ windows of photos that no training sees.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ WINDOWS = 36                                # held-out windows per task
 
 def compare(
     corpus: Corpus, held_out: Corpus, config: ExpertsConfig, work: Path, seed: int, device: torch.device, *,
-    compile: bool,
+    compile: bool, tasks: Collection[Task] = tuple(Task),
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One row of figures per shape and task, each trained with ALL's budget; compilation is not counted.
 
@@ -50,6 +50,8 @@ def compare(
         )  # fmt: skip
         network, _, _ = trainer.network(network_config)
         for number, task in enumerate(Task):
+            if task not in tasks:
+                continue
             rows = np.flatnonzero(held_out.task == number)[:WINDOWS]
             node = Node(0, number, np.flatnonzero(corpus.task == number), task=task)
             if len(rows) == 0 or len(node.rows) == 0:
