@@ -34,7 +34,6 @@ from unirestorer.types import Route, Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
 CLEAN_SHARE = 0.25  # undegraded rows per degraded one
-PAIR_ROWS = 1  # per real pair
 LEAST_PART = 0.6  # of a photo's sides: what a row that is learned from shows
 
 
@@ -71,7 +70,7 @@ def draw_rows(
     """What to degrade, and the names of the held-out photos (`HELD_OUT_SHARE` of either kind).
 
     Every recipe gets `photos_per_recipe` of the routers' `photos` and `trained_photos_per_recipe` of those
-    that the extractor has seen; in "single" every real pair follows `PAIR_ROWS` times; undegraded rows go
+    that the extractor has seen; in "single" every real pair follows; undegraded rows go
     round through all photos. Held-out photos are shown whole, as they would be served, the others in random
     parts.
     """
@@ -94,9 +93,8 @@ def draw_rows(
                 add(number, part.clean[i], recipe)
     pairs = photos.pairs + trained.pairs if setting == "single" else ()
     for number, (clean, degraded, task) in enumerate(pairs, start=config.recipes * len(Task)):
-        for _ in range(PAIR_ROWS):
-            recipe = Recipe((), int(random.integers(2**31)))
-            plan.append(Planned(number, clean, recipe, clean in held, degraded, task))
+        recipe = Recipe((), int(random.integers(2**31)))
+        plan.append(Planned(number, clean, recipe, clean in held, degraded, task))
     everyone = photos.clean + trained.clean
     order = random.permutation(len(everyone))
     for i in range(round(CLEAN_SHARE * len(plan))):
