@@ -166,6 +166,7 @@ def test_a_photo_is_restored_in_both_modes(
         page = visit.page
         visit.upload(photo)
         assert "took over" in page.inner_text("#verdict")
+        page.locator("#stop").wait_for(state="hidden")
         assert page.locator("#choice").count() == 0 or not page.locator("#choice").is_visible()
         page.get_by_label("Snow", exact=True).check()
         page.wait_for_selector("#choice-slider img")

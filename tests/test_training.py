@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.__main__ import main
+from training.__main__ import main, make_run, parse
 from training.ablate import subtree
 from training.compare_shapes import SHAPES
 from training.data import Corpus, find_photos
@@ -114,6 +114,14 @@ def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
     training = new.config["training"]
     assert training["extractor"]["init_sha256"] == old.config["files"]["extractor.safetensors"]
     assert "init_sha256" in training["experts"]["1-0"] and "init_sha256" not in training["experts"]["2-0"]
+
+
+def test_only_experts_of_the_same_kind_of_photo_are_trained_on(trained: Path, tmp_path: Path) -> None:
+    """A cluster of "mixed" has a number that means a type in "single": it must not start from that type."""
+    words = ["all", "--preset", "tiny", "--out", str(tmp_path), "--init", str(trained), "--device", "cpu"]
+    single, mixed = (make_run(parse([*words, "--setting", setting])) for setting in ("single", "mixed"))
+    assert [single.shares(level) for level in range(3)] == [True, True, False]
+    assert [mixed.shares(level) for level in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize("setting", ["single", pytest.param("mixed", marks=pytest.mark.slow)])

@@ -104,6 +104,13 @@ class Run:
         """What a stage records of the part of `init` that it started from."""
         return {"init_sha256": self.init.config["files"][name]} if self.init and self.init.has(name) else {}
 
+    def shares(self, level: int) -> bool:
+        """Whether the experts of a level mean the same in `init`: ALL always does, types do in "single", and
+        clusters (leaves, and all of "mixed" below ALL) never do."""
+        tree = self.config.tree
+        types = level < len(tree.levels) - 1 and tree.setting == "single"
+        return self.init is not None and (level == 0 or (types and self.init.config["setting"] == "single"))
+
     def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What a stage records of itself."""
         return {
@@ -156,8 +163,8 @@ def tree_stage(run: Run) -> None:
 def experts_stage(run: Run) -> None:
     """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done.
 
-    With --init all but the leaves start from that model's expert of the same name: the leaves belong to the
-    tree, which is new.
+    With --init ALL starts from that model's, and so do the TYPE experts where the other tree knows the same
+    types; what belongs to clusters (the leaves, and every level of "mixed" below ALL) is new.
     """
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
@@ -170,7 +177,7 @@ def experts_stage(run: Run) -> None:
         if is_leaf and place % own[1] != own[0]:
             continue  # leaves are shared between shards
         file = f"experts/{node.name}.safetensors"
-        again = run.init is not None and not is_leaf and run.init.has(file)
+        again = run.init is not None and run.init.has(file) and run.shares(node.level)
         start = done.get(node.parent)
         if run.init and again:
             start = (run.init.shape(node.name), run.init.expert(node.name).state_dict())

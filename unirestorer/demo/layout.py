@@ -190,7 +190,7 @@ def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
             alt_text="The photo you gave",
             placeholder="Drop a photo here\n- or -\nClick to choose one",
         )
-        stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop")
+        stop = gr.Button("Stop", size="sm", elem_id="stop")
         html = thumbnails_html(examples)
         thumbnails = gr.HTML(html, js_on_load=CLICKS.replace("NAME", "example"), elem_id="examples")
     return PhotoCard(photo, stop, thumbnails)
@@ -289,12 +289,10 @@ def _connect_model(
         def tell(share: float) -> None:
             progress(share, desc="Restoring")
 
-        yield {card.stop: gr.Button(visible=bool(photo))}
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
             if view.error is not None:
                 gr.Warning(jobs.sorry(view.error))
             yield show(view, by)
-        yield {card.stop: gr.Button(visible=False)}  # here, so that it cannot come before its own showing
 
     def show(view: View, by: str) -> dict[Any, Any]:
         drawn = panels.draw(handlers.model, view, by)
@@ -318,14 +316,14 @@ def _connect_model(
 
     outputs = [
         memory,
-        card.stop,
         *(results.verdict, results.below, results.hint, results.report, results.timing),
         *vars(results.auto).values(),
         *vars(results.choice).values(),
         *(explanations.map, explanations.what, explanations.sure, explanations.who),
     ]
+    triggers = [card.photo.change, sidebar.tasks.change, sidebar.expert.change]
     running = gr.on(
-        [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
+        triggers,
         run,
         [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
         outputs,
@@ -344,12 +342,15 @@ def _connect_model(
         colour, [explanations.by, memory], explanations.map, api_visibility="private",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
-    def hide_stop() -> gr.Button:
-        return gr.Button(visible=False)
-
+    # In the browser alone: an answer of the server to "show" could come after the one to "hide".
+    js_only: dict[str, Any] = {"api_visibility": "private"}
+    show_stop = "(photo) => { document.querySelector('#stop')?.classList.toggle('on', photo !== null); }"
+    hide_stop = "() => { document.querySelector('#stop')?.classList.remove('on'); }"
+    gr.on(triggers, None, card.photo, None, js=show_stop, **js_only)
+    running.then(None, None, None, js=hide_stop, **js_only)
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     card.stop.click(None, cancels=[running], api_visibility="private")
-    card.stop.click(hide_stop, None, card.stop, **quiet)
+    card.stop.click(None, None, None, js=hide_stop, **js_only)
     card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
 
 
