@@ -321,9 +321,8 @@ def _connect_model(
         *vars(results.choice).values(),
         *(explanations.map, explanations.what, explanations.sure, explanations.who),
     ]
-    triggers = [card.photo.change, sidebar.tasks.change, sidebar.expert.change]
     running = gr.on(
-        triggers,
+        [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
         run,
         [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
         outputs,
@@ -342,15 +341,8 @@ def _connect_model(
         colour, [explanations.by, memory], explanations.map, api_visibility="private",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
-    # In the browser alone: an answer of the server to "show" could come after the one to "hide".
-    js_only: dict[str, Any] = {"api_visibility": "private"}
-    show_stop = "(photo) => { document.querySelector('#stop')?.classList.toggle('on', photo !== null); }"
-    hide_stop = "() => { document.querySelector('#stop')?.classList.remove('on'); }"
-    gr.on(triggers, None, card.photo, None, js=show_stop, **js_only)
-    running.then(None, None, None, js=hide_stop, **js_only)
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     card.stop.click(None, cancels=[running], api_visibility="private")
-    card.stop.click(None, None, None, js=hide_stop, **js_only)
     card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
 
 
