@@ -1,11 +1,13 @@
 """The page: `python app.py`, also what a Hugging Face Space runs.
 
-Environment: UNIRESTORER_CHECKPOINT (a folder, a name in checkpoints/ or a hub id; default "single"),
+Environment: UNIRESTORER_CHECKPOINT (a folder, a name in checkpoints/ or a hub id, or several with commas
+between them, the first at the root; default: all that ship),
 UNIRESTORER_DEVICE (auto, cpu or cuda), UNIRESTORER_LIMITS (what visitors may take, such as
 "jobs=16,seconds=60"), GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, GRADIO_TEMP_DIR (the folder of visitors'
 photos, in which whatever is older than an hour is deleted), FORWARDED_ALLOW_IPS (proxies to believe).
 """
 
+import functools
 import os
 import sys
 
@@ -36,14 +38,14 @@ def run() -> None:
     choose_port()
 
     from unirestorer import UniRestorer
+    from unirestorer.checkpoint import shipped
     from unirestorer.demo.layout import build_page
     from unirestorer.demo.serve import open_desk, serve
 
-    model = UniRestorer.from_pretrained(
-        os.environ.get("UNIRESTORER_CHECKPOINT", "single"),
-        device=os.environ.get("UNIRESTORER_DEVICE", "auto"),
-    )
-    serve(open_desk(lambda watched: build_page(watched, ahead=True), model, limits, folder))
+    device = os.environ.get("UNIRESTORER_DEVICE", "auto")
+    names = os.environ.get("UNIRESTORER_CHECKPOINT") or ",".join(shipped())
+    models = [UniRestorer.from_pretrained(name.strip(), device=device) for name in names.split(",")]
+    serve(open_desk(functools.partial(build_page, ahead=True), models, limits, folder))
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ def running_page(folder: Path) -> Iterator[Target]:
     model = UniRestorer.from_pretrained(make_tiny_checkpoint(folder / "tiny"), device="cpu")
     visitors = folder / "visitors"
     visitors.mkdir(exist_ok=True)
-    desk = open_desk(build_page, model, Limits(seconds=HANG_SECONDS), visitors)
+    desk = open_desk(build_page, [model], Limits(seconds=HANG_SECONDS), visitors)
     log = io.StringIO()
     desk.watch.log_to(log)
     with socket.socket() as free:

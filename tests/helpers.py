@@ -35,6 +35,23 @@ def make_tiny_tree(dim: int = 512) -> DegradationTree:
     )
 
 
+def make_mixed_tree(dim: int = 512) -> DegradationTree:
+    """The topology {1, 4, 8} around random centres; each leaf knows two pairs of tasks."""
+    leaves = F.normalize(torch.randn(8, dim), dim=-1)
+    parents = torch.arange(8) // 2
+    middle = leaves.reshape(4, 2, dim).mean(1)
+    tasks = [Task.LOWLIGHT, Task.DEBLUR, Task.DENOISE, Task.DEJPEG]
+    pairs = [frozenset({tasks[i % 4], tasks[(i + shift) % 4]}) for i in range(8) for shift in (1, 2)]
+    sets = tuple({pairs[2 * i]: 6, pairs[2 * i + 1]: 4} for i in range(8))
+    words = [" + ".join(sorted(pairs[2 * i])) for i in range(8)]
+    return DegradationTree(
+        (middle.mean(0, keepdim=True), middle, leaves),
+        (torch.zeros(1, dtype=torch.long), torch.zeros(4, dtype=torch.long), parents),
+        sets,
+        (("all",), tuple(words[::2]), tuple(words)),
+    )
+
+
 def make_tiny_map(tree: DegradationTree, points: int = 60) -> DegradationMap:
     """Random DRs near the leaves' centres, at random places."""
     leaf = torch.arange(points) % tree.leaves
@@ -52,7 +69,7 @@ def make_tiny_map(tree: DegradationTree, points: int = 60) -> DegradationMap:
     )
 
 
-def make_tiny_checkpoint(folder: Path) -> Path:
+def make_tiny_checkpoint(folder: Path, *, mixed: bool = False) -> Path:
     """Write a complete checkpoint of random weights to `folder`; each expert changes a photo a little."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -62,7 +79,7 @@ def make_tiny_checkpoint(folder: Path) -> Path:
         extractor.logit_scale.fill_(20.0)
         add_extractor(folder, extractor.eval(), {"minutes": 0})
 
-        tree = make_tiny_tree()
+        tree = make_mixed_tree() if mixed else make_tiny_tree()
         add_tree(folder, tree, {"recipes": 0})
         for name in tree.expert_names:
             network = build_network(SHAPE)

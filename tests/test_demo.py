@@ -503,6 +503,8 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
             assert block.format == "png", "webp would lose what was restored"
     model_events = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
     assert len(model_events) == 10
+    two = build_page(model, model)
+    assert set(two.get_api_info()["named_endpoints"]) == {*public, "/restore_tiny", "/inspect_tiny"}
     options = launch_options()
     assert options["ssr_mode"] is False and options["show_error"] is False
     assert page.delete_cache == (600, 3600)

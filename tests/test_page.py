@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import make_tiny_checkpoint
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -32,12 +33,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`python app.py`, as a visitor of the repository starts it."""
+    """`python app.py` with two models, as a visitor of the repository starts it."""
+    mixed = make_tiny_checkpoint(tmp_path_factory.mktemp("second") / "tiny-mixed", mixed=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = {
-        "UNIRESTORER_CHECKPOINT": str(tiny_checkpoint),
+        "UNIRESTORER_CHECKPOINT": f"{tiny_checkpoint},{mixed}",
         "UNIRESTORER_DEVICE": "cpu",
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio")),
@@ -375,6 +377,25 @@ def test_a_link_round_trip(browser: Any, url: str) -> None:
         visit.page.wait_for_function(
             "document.querySelector('#lab-verdict')?.innerText.includes('strength 75')"
         )
+
+
+def test_the_other_model_takes_the_photo_along(browser: Any, url: str, photo: str) -> None:
+    """One click in the sidebar: the same photo, tasks and tab under the other model, and back."""
+    with Visit(browser, url, query="&tasks=denoise&expert=1-2") as visit:
+        page = visit.page
+        visit.upload(photo)
+        page.wait_for_selector("#choice-slider img")
+        page.get_by_role("link", name="tiny-mixed").click()
+        page.wait_for_url("**/tiny-mixed?*")
+        page.wait_for_selector("#choice-slider img")
+        assert "Only noise kept" in page.inner_text("#choice") and "expert" not in page.url
+        assert "13 experts" in page.inner_text("#models")
+        assert page.locator("#who [data-expert]").count() == 13
+        assert page.locator("#models [aria-current]").inner_text().startswith("tiny-mixed")
+        page.get_by_role("link", name="one degradation").click()
+        page.wait_for_url(lambda address: "tiny-mixed" not in address)
+        page.wait_for_selector("#choice-slider img")
+        assert page.locator("#who [data-expert]").count() == 27
 
 
 def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:

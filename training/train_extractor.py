@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.data import Corpus
-from training.loop import Budget, train
+from training.loop import Budget, half_precision, train
 from unirestorer.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.extractor import ClipTower, Extractor, ResNetTower
@@ -168,7 +168,7 @@ def train_extractor(
         used = torch.arange(len(captions), device=device)
         if len(captions) > CAPTIONS_AT_ONCE:
             used, caption = caption.unique(return_inverse=True)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_precision(device):
             features = F.normalize(image(crops.to(device)).float(), dim=-1)
             texts = model.text_features(tokens[used])
         return contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)

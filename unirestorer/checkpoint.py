@@ -34,6 +34,12 @@ LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
 HUB_FILES = ["config.json", "*.safetensors", "map.npz", "metrics.json", "README.md", "experts/*.safetensors"]
 
 
+def shipped() -> list[str]:
+    """The names of the checkpoints that this repository came with, "single" first."""
+    found = [path.parent.name for path in LIBRARY_FOLDER.glob("*/config.json")]
+    return sorted(found, key=lambda name: (name != "single", name)) or ["single"]
+
+
 def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: a folder's path, the name of one in `checkpoints/`, or a hub id
     "user/name".

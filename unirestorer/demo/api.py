@@ -29,8 +29,11 @@ def said(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def add_endpoints(handlers: Handlers, queue: str) -> None:
-    """Add the three endpoints to the page under construction; their components are never drawn."""
+def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
+    """Add the three endpoints to the page under construction; their components are never drawn.
+
+    A second model's names end in `suffix`; to degrade takes no model, so that there is one /degrade.
+    """
 
     @said
     def restore(photo: str, tasks: list[str], expert: str) -> tuple[str, dict[str, Any]]:
@@ -90,8 +93,9 @@ def add_endpoints(handlers: Handlers, queue: str) -> None:
         data = gr.JSON(label="Report")
         button = gr.Button()
     settings = {"concurrency_id": queue, "concurrency_limit": 1, "show_progress": "hidden"}
-    button.click(restore, [photo, tasks, expert], [image, data], api_name="restore", **settings)
-    button.click(inspect, [photo, tasks], data, api_name="inspect", **settings)
-    button.click(
-        degrade, [photo, recipe, task, strength, seed], [image, data], api_name="degrade", **settings
-    )
+    button.click(restore, [photo, tasks, expert], [image, data], api_name=f"restore{suffix}", **settings)
+    button.click(inspect, [photo, tasks], data, api_name=f"inspect{suffix}", **settings)
+    if not suffix:
+        button.click(
+            degrade, [photo, recipe, task, strength, seed], [image, data], api_name="degrade", **settings
+        )

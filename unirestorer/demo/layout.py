@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from unirestorer.demo.handlers import Handlers, Memory, Shown, View
 from unirestorer.demo.lab import NONE, Lab, Spoiling
 from unirestorer.demo.lab_tab import Controls, add_lab, lab_parts, set_lab, strength_slider
 from unirestorer.demo.lessons_tab import add_lessons
-from unirestorer.demo.link import read_link
+from unirestorer.demo.link import page_paths, read_link
 from unirestorer.demo.photo import photo_input
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
@@ -89,49 +89,63 @@ class Explanations:
     who: gr.HTML
 
 
-def build_page(model: UniRestorer, *, ahead: bool = False) -> gr.Blocks:
-    """The whole page for one model. Serve it with `launch_options()`.
+def build_page(*models: UniRestorer, ahead: bool = False) -> gr.Blocks:
+    """The whole page, once per model: the first at the root, each other one under its name.
 
-    With `ahead` the examples are restored at once, in a thread of their own.
+    The pages share one queue. With `ahead` the examples are restored at once, in a thread of their own.
+    Serve it with `launch_options()`.
     """
-    handlers = Handlers(model, Path(get_upload_folder()))
-    examples = find_examples()
-    if ahead:
-        paths = [example.path for example in examples]
-        threading.Thread(target=handlers.prepare, args=(paths,), name="examples").start()
-    start = panels.draw(model, View())
-    with gr.Blocks(
+    everyone = [Handlers(model, Path(get_upload_folder())) for model in models]
+    page = gr.Blocks(
         title="UniRestorer", fill_width=True, delete_cache=(600, KEPT_SECONDS), analytics_enabled=False
-    ) as page:
-        memory = gr.State(None, time_to_live=KEPT_SECONDS)
-        sidebar = _sidebar(model)
-        gr.HTML(panels.HEADER, elem_id="top")
-        with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Restore", id="restore"):
-                with gr.Row(equal_height=True, elem_id="first"):
-                    card = _photo_card(examples)
-                    results = _results(start)
-                with gr.Row(equal_height=True, elem_id="panels"):
-                    explanations = _explanations(start)
-            with gr.Tab("Degradation lab", id="lab") as lab_tab:
-                lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
-            with gr.Tab("Compare experts", id="compare") as compare_tab:
-                add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
-            with gr.Tab("Many photos", id="batch"):
-                add_batch(handlers, MODEL_QUEUE)
-            with gr.Tab("Lessons", id="lessons") as lessons_tab:
-                add_lessons(
-                    page, handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
-                )
-            with gr.Tab("Model card", id="card"), gr.Column(elem_classes="card", elem_id="model-card"):
-                gr.HTML(card_html(model))
-                gr.Markdown(card_text(model))
-        _connect_model(handlers, memory, sidebar, card, results, explanations)
-        _connect_clicks(handlers, examples, sidebar, card, results, explanations)
-        _connect_link(page, handlers, examples, sidebar, card, lab, tabs)
-        add_endpoints(handlers, MODEL_QUEUE)
-        page.load(None, js="() => window.unirestorerReady()")
+    )
+    for handlers, path in zip(everyone, page_paths([model.name for model in models]), strict=True):
+        with page.route(path, f"/{path}", show_in_navbar=False) if path else page:
+            _fill(page, handlers, models, suffix=f"_{path}" if path else "")
+    if ahead:
+        paths = [example.path for example in find_examples()]
+
+        def prepare() -> None:
+            for handlers in everyone:
+                handlers.prepare(paths)
+
+        threading.Thread(target=prepare, name="examples").start()
     return page.queue(max_size=QUEUE_LENGTH)
+
+
+def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], suffix: str) -> None:
+    """One model's page. Its endpoints for programs end in `suffix`."""
+    model = handlers.model
+    examples = find_examples()
+    start = panels.draw(model, View())
+    memory = gr.State(None, time_to_live=KEPT_SECONDS)
+    sidebar = _sidebar(model, models)
+    gr.HTML(panels.HEADER, elem_id="top")
+    with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tab("Restore", id="restore"):
+            with gr.Row(equal_height=True, elem_id="first"):
+                card = _photo_card(examples)
+                results = _results(start)
+            with gr.Row(equal_height=True, elem_id="panels"):
+                explanations = _explanations(start)
+        with gr.Tab("Degradation lab", id="lab") as lab_tab:
+            lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
+        with gr.Tab("Compare experts", id="compare") as compare_tab:
+            add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
+        with gr.Tab("Many photos", id="batch"):
+            add_batch(handlers, MODEL_QUEUE)
+        with gr.Tab("Lessons", id="lessons") as lessons_tab:
+            add_lessons(
+                page, handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
+            )
+        with gr.Tab("Model card", id="card"), gr.Column(elem_classes="card", elem_id="model-card"):
+            gr.HTML(card_html(model))
+            gr.Markdown(card_text(model))
+    _connect_model(handlers, memory, sidebar, card, results, explanations)
+    _connect_clicks(handlers, examples, sidebar, card, results, explanations)
+    _connect_link(page, handlers, examples, sidebar, card, lab, tabs)
+    add_endpoints(handlers, MODEL_QUEUE, suffix)
+    page.load(None, js="() => window.unirestorerReady()")
 
 
 def launch_options() -> dict[str, Any]:
@@ -152,7 +166,7 @@ def launch_options() -> dict[str, Any]:
 # Components
 
 
-def _sidebar(model: UniRestorer) -> Sidebar:
+def _sidebar(model: UniRestorer, models: Sequence[UniRestorer]) -> Sidebar:
     with gr.Sidebar(open=False, width=theme.SIDEBAR_PX, elem_id="sidebar"):
         gr.HTML(panels.SIDEBAR)
         tasks = gr.CheckboxGroup(
@@ -169,7 +183,7 @@ def _sidebar(model: UniRestorer) -> Sidebar:
             elem_id="expert",
         )
         reset = gr.Button("Start over", size="sm", elem_id="reset")
-        gr.HTML(panels.device_line(model))
+        gr.HTML(panels.model_line(model, models), elem_id="models")
     return Sidebar(tasks, expert, reset)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from unirestorer.demo.lab import NONE, known_tasks, span
@@ -54,6 +55,15 @@ def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) ->
         lesson=_whole(query.get("lesson"), len(LESSONS)) or 1,
         hide=frozenset(hidden),
     )
+
+
+def page_paths(names: Sequence[str]) -> list[str]:
+    """Where each model's page is, from the root: the first at "", the others under their names."""
+    paths: list[str] = []
+    for number, name in enumerate(names):
+        path = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") if number else ""
+        paths.append(f"model-{number}" if path in paths or (number and not path) else path)
+    return paths
 
 
 def _whole(text: str | None, most: int) -> int | None:

@@ -33,6 +33,7 @@ window.unirestorerReady = () => {
   new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
+  takeCarried();
 };
 
 // The state in the address: what differs from how the page starts. Photos never get there.
@@ -61,6 +62,38 @@ document.addEventListener("click", (event) => {
   if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
   if (event.target.closest("#reset")) window.unirestorerLink("example", "");
 });
+// Another model's page takes the state along, apart from the expert, whose names are its own. A photo of the
+// visitor's own waits in this browser's storage until that page is there.
+const CARRIED = "carried-photo";
+const openStore = () => window.caches?.open("unirestorer");
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("a[data-model]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  const query = new URLSearchParams(window.location.search);
+  query.delete("expert");
+  const picture = document.querySelector("#photo img");
+  if (picture && !query.has("example")) {
+    try {
+      await (await openStore()).put(CARRIED, await fetch(picture.src));
+    } catch {} // no storage in this browser: the photo has to be given again
+  }
+  const root = (window.gradio_config?.root ?? "").replace(/\/$/, "");
+  const text = query.toString();
+  window.location.assign(`${root}/${link.dataset.model}${text ? `?${text}` : ""}`);
+});
+const takeCarried = async () => {
+  const store = await openStore();
+  const kept = await store?.match(CARRIED);
+  if (!kept) return;
+  await store.delete(CARRIED);
+  const input = document.querySelector("#photo input[type=file]");
+  const photo = await kept.blob();
+  const files = new DataTransfer();
+  files.items.add(new File([photo], `photo.${photo.type.split("/")[1] ?? "png"}`, { type: photo.type }));
+  input.files = files.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+};
 document.addEventListener("change", (event) => {
   if (event.target.closest("#photo input[type=file]")) window.unirestorerLink("example", "");
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import plotly.graph_objects as go
 
 from unirestorer.demo import figures, words
 from unirestorer.demo.handlers import View
+from unirestorer.demo.link import page_paths
 from unirestorer.demo.tree_view import tree_html
 from unirestorer.pipeline import UniRestorer
 
@@ -102,11 +104,17 @@ def panel_title(key: str) -> str:
     )
 
 
-def device_line(model: UniRestorer) -> str:
-    """Model and device in words, for the foot of the sidebar."""
+def model_line(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
+    """Model and device in words, with a link to each other model's page, for the foot of the sidebar."""
     count = len(model.tree.expert_names)
     name = f"Model <b>{html.escape(model.name)}</b>: {count} experts. " if model.name else ""
-    return f'<p class="device">{name}{words.device(model.device.type)}</p>'
+    links = "".join(
+        f'<a href="./{path}" data-model="{path}"{" aria-current=page" if one is model else ""}>'
+        f"<b>{html.escape(one.name)}</b><span>{words.made_for(one.tree)}</span></a>"
+        for one, path in zip(models, page_paths([one.name for one in models]), strict=True)
+    )
+    switch = f'<p class="label">Model set</p><nav aria-label="Model set">{links}</nav>'
+    return f'{switch if len(models) > 1 else ""}<p class="device">{name}{words.device(model.device.type)}</p>'
 
 
 def _verdict(view: View, auto: dict[str, Any] | None) -> str:

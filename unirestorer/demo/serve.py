@@ -12,7 +12,7 @@ import html
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +283,8 @@ def serve(desk: Desk) -> None:
 
 
 def open_desk(
-    page_for: Callable[[UniRestorer], gr.Blocks], model: UniRestorer, limits: Limits, folder: Path
+    page_for: Callable[..., gr.Blocks], models: Sequence[UniRestorer], limits: Limits, folder: Path
 ) -> Desk:
-    """The page for a watched copy of `model`, and its desk."""
+    """The page for watched copies of `models`, and its desk."""
     watch = Watch(limits)
-    return Desk(page_for(watch.model(model)), watch, model.name, folder)
+    return Desk(page_for(*map(watch.model, models)), watch, ", ".join(m.name for m in models), folder)

@@ -32,6 +32,12 @@ SPREAD_LIMIT = 0.12  # of the map's width: beyond it the neighbours lie apart
 NBSP = "\u00a0"
 
 
+def made_for(tree: DegradationTree) -> str:
+    """Which photos a model's tree is made for."""
+    several = any(len(tasks) > 1 for tasks_of_leaf in tree.task_sets for tasks in tasks_of_leaf)
+    return "several degradations at once" if several else "one degradation"
+
+
 def percent(share: float) -> str:
     """A share (0 to 1) in whole percent; never "0 %" for the possible nor "100 %" for the uncertain."""
     if 0 < share < 0.005:
