@@ -5,6 +5,10 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from unirestorer.checkpoint import Checkpoint, shipped
+
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     *("app.py", "unirestorer", "training", "assets", "checkpoints", "tests", "requirements.txt", "README.md"),
@@ -70,22 +74,22 @@ def test_nothing_but_checkpoints_is_large() -> None:
     assert not large, f"over {LARGEST_BYTES} bytes: {', '.join(large)}"
 
 
-def test_readme_shows_what_was_measured() -> None:
+@pytest.mark.parametrize("name", shipped())
+def test_readme_shows_what_was_measured(name: str) -> None:
     """The tables between README's marks are those of the committed metrics."""
     import json
 
     from training.tables import insert, results
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    metrics = json.loads((ROOT / "checkpoints/single/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((ROOT / f"checkpoints/{name}/metrics.json").read_text(encoding="utf-8"))
     assert results(metrics).strip()
-    assert insert(readme, results(metrics)) == readme
+    assert insert(readme, name, results(metrics)) == readme
 
 
-def test_the_shipped_checkpoint_is_whole() -> None:
-    from unirestorer.checkpoint import Checkpoint
-
-    checkpoint = Checkpoint(ROOT / "checkpoints/single")
+@pytest.mark.parametrize("name", shipped())
+def test_the_shipped_checkpoint_is_whole(name: str) -> None:
+    checkpoint = Checkpoint(ROOT / "checkpoints" / name)
     for name in checkpoint.config["files"]:
         checkpoint.read(name)
     assert all(checkpoint.has(f"experts/{name}.safetensors") for name in checkpoint.tree().expert_names)

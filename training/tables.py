@@ -22,10 +22,12 @@ from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
 from unirestorer.types import Task
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results of {} -->", "<!-- end of results of {} -->"  # with a checkpoint's name
 GROUPS = {
     "single-in": "One degradation, strengths that were trained",
     "single-out": "One degradation, beyond the trained strengths",
+    "mixed-in": "Several degradations at once, strengths that were trained",
+    "mixed-out": "Several degradations at once, beyond the trained strengths",
     "second-in": "Second generators, which training never saw",
     "unseen": "Unseen types of degradation",
     "real": "Real pairs",
@@ -60,31 +62,34 @@ def results(metrics: dict[str, Any]) -> str:
 
 
 def routing(measured: dict[str, Any]) -> list[str]:
-    """How auto mode routed photos with one degradation: per task, the mean over its strengths."""
-    rows = []
-    for group in ("single-in", "single-out"):
-        for task in Task:
-            of_task = [case.id for case in cases(group) if case.tasks == (task,) and case.id in measured]
-            if of_task:
-                name = f"{task.value}, {group.removeprefix('single-')}"
-                rows.append([name, *_routed([measured[id_] for id_ in of_task])])
+    """How auto mode routed photos: per task (the mean over its strengths) or mixture, within and beyond the
+    trained strengths.
+    """
+    together: dict[str, list[dict[str, Any]]] = {}
+    for group in ("single-in", "single-out", "mixed-in", "mixed-out"):
+        for case in cases(group):
+            if case.id in measured:
+                name = f"{case.name}, {group.partition('-')[2]}"
+                together.setdefault(name, []).append(measured[case.id])
+    rows = [[name, *_routed(found)] for name, found in together.items()]
     if not rows:
         return []
     title = (
         "**Where auto mode sent them** (share of photos; *best expert*: within 0.05 dB of the oracle; "
         "*load*: ALL / TYPE / DEGREE in percent)"
     )
-    head = ["task, range", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load"]
+    head = ["photos", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load"]
     return [title, "", *table(head, rows), ""]
 
 
 def _routed(found: list[dict[str, Any]]) -> list[str]:
-    shares = [mean(case[key] for case in found) for key in SHARES]
+    known = [[case[key] for case in found if case[key] is not None] for key in SHARES]
     loads = [
         " / ".join(f"{100 * mean(level):.0f}" for level in zip(*(case[key] for case in found), strict=True))
         for key in ("practical_load", "expected_load")
     ]
-    return [*(f"{share:.0%}" for share in shares), f"{mean(case['regret_db'] for case in found):.2f}", *loads]
+    shares = (f"{mean(values):.0%}" if values else "" for values in known)  # a mixture has no one type
+    return [*shares, f"{mean(case['regret_db'] for case in found):.2f}", *loads]
 
 
 def uncertainty(measured: dict[str, Any]) -> list[str]:
@@ -183,12 +188,13 @@ def ablation(measured: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def insert(readme: str, text: str) -> str:
-    """`readme` with `text` between the marks. Raises ValueError when a mark is missing."""
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"the README has no place for results: put {BEGIN} and {END} there")
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+def insert(readme: str, name: str, text: str) -> str:
+    """`readme` with `text` between the checkpoint's marks. Raises ValueError when a mark is missing."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if begin not in readme or end not in readme:
+        raise ValueError(f"the README has no place for results: put {begin} and {end} there")
+    before, _, rest = readme.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> int:
@@ -198,11 +204,12 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="single")
     parser.add_argument("--readme", type=Path, help="rewrite this file; without it the tables are printed")
     arguments = parser.parse_args()
-    text = results(json.loads((find_checkpoint(arguments.checkpoint) / "metrics.json").read_text()))
+    folder = find_checkpoint(arguments.checkpoint)
+    text = results(json.loads((folder / "metrics.json").read_text()))
     if arguments.readme is None:
         sys.stdout.write(text)
     else:
-        data = insert(arguments.readme.read_text(), text).encode()
+        data = insert(arguments.readme.read_text(), folder.name, text).encode()
         atomic_write(arguments.readme, lambda file: file.write(data))
     return 0
 

@@ -13,7 +13,12 @@ from unirestorer.types import Task
 
 MODES = ("input", "all", "auto", "instruction", "oracle")
 HEADS = ("input", "ALL", "auto", "instruction", "oracle")
-BANDS = {"single-in": "Strengths that were trained", "single-out": "Beyond the trained strengths"}
+BANDS = {
+    "single-in": "Strengths that were trained",
+    "single-out": "Beyond the trained strengths",
+    "mixed-in": "Several at once, strengths that were trained",
+    "mixed-out": "Several at once, beyond the trained strengths",
+}
 
 
 def card_text(model: UniRestorer) -> str:
