@@ -1,7 +1,7 @@
 """Draws the page's example photos into assets/examples: `python -m assets.make_examples`.
 
 Pictures that scikit-image and scikit-learn ship inside their packages: seven with one degradation each under
-a fixed seed, and an undegraded one. Credits: assets/README.md.
+a fixed seed, an undegraded one, and four with several degradations. Credits: assets/README.md.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "examples"
 BUNDLED = (("skimage", "data"), ("sklearn", "datasets/images"))  # package, folder of pictures inside it
 
 # Name -> picture, and how it is degraded.
-EXAMPLES: dict[str, tuple[str, Step | None]] = {
+EXAMPLES: dict[str, tuple[str, *tuple[Step, ...]]] = {
     Task.DERAIN: ("rocket.jpg", Rain(streaks=120, angle_deg=-18, length_px=32, width_px=3)),
     Task.DEHAZE: ("china.jpg", Haze(beta=1.4, airlight=0.92)),
     Task.DENOISE: ("coffee.png", Noise(sigma_8bit=40)),
@@ -28,15 +28,19 @@ EXAMPLES: dict[str, tuple[str, Step | None]] = {
     Task.LOWLIGHT: ("flower.jpg", Lowlight(gamma=2.2)),
     Task.DESNOW: ("chelsea.png", Snow(density=0.6)),
     Task.DEJPEG: ("china.jpg", Jpeg(quality=10)),
-    "clean": ("coffee.png", None),
+    "clean": ("coffee.png",),
+    "rain-haze": ("chelsea.png", Rain(streaks=80, angle_deg=12), Haze(beta=0.9, airlight=0.9)),
+    "haze-noise": ("astronaut.png", Noise(sigma_8bit=25), Haze(beta=1.0, airlight=0.9)),
+    "dark-rain": ("coffee.png", Lowlight(gamma=1.6), Noise(sigma_8bit=20), Rain(streaks=70, angle_deg=-9)),
+    "dark-snow": ("rocket.jpg", Lowlight(gamma=1.5), Noise(sigma_8bit=20), Snow(density=0.5)),
 }
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for seed, (name, (picture, step)) in enumerate(EXAMPLES.items()):
+    for seed, (name, (picture, *steps)) in enumerate(EXAMPLES.items()):
         clean = from_uint8(np.asarray(cropped(read(picture))))
-        recipe = Recipe((step,) if step else (), seed)
+        recipe = Recipe(tuple(steps), seed)
         save_image(recipe.apply(clean), FOLDER / f"{name}.png")
         print(
             f"{name}.png: {picture}, {recipe.words}, {(FOLDER / f'{name}.png').stat().st_size / 1024:.0f} KB"

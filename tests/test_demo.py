@@ -468,10 +468,11 @@ def lightness(colour: str) -> float:
 
 def test_examples_are_there_and_chosen_by_number() -> None:
     examples = find_examples()
-    assert [example.word for example in examples][:3] == ["rain", "haze", "noise"] and len(examples) == 8
-    assert thumbnails_html(examples).count("<button") == 8
+    assert [example.word for example in examples][:3] == ["rain", "haze", "noise"] and len(examples) == 12
+    assert thumbnails_html(examples).count("<button") == 12
     assert pick(examples, "7").word == "clean"
-    for bad in ("8", "-1", "x", None, EVIL):
+    assert [example.word for example in examples if example.several][0] == "rain + haze"
+    for bad in ("12", "-1", "x", None, EVIL):
         with pytest.raises(ValueError, match="unknown example"):
             pick(examples, bad)
     assert find_examples(Path("/nowhere")) == () and thumbnails_html(()) == ""

@@ -14,6 +14,7 @@ from unirestorer.demo.words import TASK_WORDS
 from unirestorer.types import Task
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
+SEVERAL = ("rain-haze", "haze-noise", "dark-rain", "dark-snow")
 THUMBNAIL_PX = (160, 120)
 
 
@@ -24,12 +25,20 @@ class Example:
     path: Path
     word: str
 
+    @property
+    def several(self) -> bool:
+        """Whether it has more than one degradation."""
+        return "+" in self.word
+
 
 def find_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
-    """The examples in the order of `Task`, the clean one last; none where the package came without them."""
+    """The examples in the order of `Task`, then the clean one, then those with several degradations; none
+    where the package came without them.
+    """
     names = [
         *((task.value, TASK_WORDS[task].removesuffix(" artefacts")) for task in Task),
         ("clean", "clean"),
+        *((stem, stem.replace("-", " + ")) for stem in SEVERAL),
     ]
     found = [Example(folder / f"{stem}.png", word) for stem, word in names]
     return tuple(example for example in found if example.path.is_file())

@@ -103,11 +103,12 @@ def build_page(*models: UniRestorer, ahead: bool = False) -> gr.Blocks:
         with page.route(path, f"/{path}", show_in_navbar=False) if path else page:
             _fill(page, handlers, models, suffix=f"_{path}" if path else "")
     if ahead:
-        paths = [example.path for example in find_examples()]
 
         def prepare() -> None:
             for handlers in everyone:
-                handlers.prepare(paths)
+                several = words.knows_several(handlers.model.tree)
+                fitting = [example.path for example in find_examples() if example.several == several]
+                handlers.prepare(fitting)
 
         threading.Thread(target=prepare, name="examples").start()
     return page.queue(max_size=QUEUE_LENGTH)

@@ -32,10 +32,14 @@ SPREAD_LIMIT = 0.12  # of the map's width: beyond it the neighbours lie apart
 NBSP = "\u00a0"
 
 
+def knows_several(tree: DegradationTree) -> bool:
+    """Whether a tree is made for photos with several degradations at once."""
+    return any(len(tasks) > 1 for sets in tree.task_sets for tasks in sets)
+
+
 def made_for(tree: DegradationTree) -> str:
     """Which photos a model's tree is made for."""
-    several = any(len(tasks) > 1 for tasks_of_leaf in tree.task_sets for tasks in tasks_of_leaf)
-    return "several degradations at once" if several else "one degradation"
+    return "several degradations at once" if knows_several(tree) else "one degradation"
 
 
 def percent(share: float) -> str:
