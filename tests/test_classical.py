@@ -29,6 +29,19 @@ def test_every_method_keeps_shape_and_range(task: Task) -> None:
         assert restored.shape == x.shape and restored.min() >= 0 and restored.max() <= 1
 
 
+def test_every_method_sees_the_whole_photo() -> None:
+    """A photo of two halves comes out with two halves: each method returns every pixel of it."""
+    x = torch.full((1, 3, 48, 40), 0.3)
+    x[..., 20:] = 0.7
+    for task, (name, method) in METHODS.items():
+        restored = classical(method, x)
+        assert (restored[..., 24:].mean((1, 2, 3)) > restored[..., :16].mean((1, 2, 3)) + 0.2).all(), name
+        again = classical(method, x)
+        assert torch.equal(restored, again), f"{task}: another result for the same photo"
+        for half in (restored[..., :16], restored[..., 24:]):
+            assert half.std() < 0.1, f"{name}: {half.std()}"
+
+
 @pytest.mark.parametrize("sigma", [5, 15, 30])
 def test_noise_is_estimated_and_reduced(sigma: int) -> None:
     clean = torch.full((1, 3, 64, 64), 0.5)

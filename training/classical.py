@@ -51,6 +51,11 @@ def median(image: np.ndarray) -> np.ndarray:
     return np.stack([filters.median(image[..., channel], window) for channel in range(3)], -1)
 
 
+def sharpen(image: np.ndarray) -> np.ndarray:
+    """Unsharp mask, channel by channel: for all at once the library takes rows for channels (0.26)."""
+    return np.stack([filters.unsharp_mask(image[..., channel], radius=3) for channel in range(3)], -1)
+
+
 def stretch(image: np.ndarray) -> np.ndarray:
     """Each channel from its 1st to its 99th percentile."""
     low, high = np.percentile(image, (1, 99), axis=(0, 1))
@@ -61,7 +66,7 @@ METHODS: dict[Task, tuple[str, Method]] = {
     Task.DERAIN: ("median filter", median),
     Task.DEHAZE: ("contrast stretch", stretch),
     Task.DENOISE: ("non-local means", non_local_means),
-    Task.DEBLUR: ("unsharp mask", lambda x: filters.unsharp_mask(x, radius=3, amount=1, channel_axis=-1)),
+    Task.DEBLUR: ("unsharp mask", sharpen),
     Task.LOWLIGHT: ("CLAHE", exposure.equalize_adapthist),
     Task.DESNOW: ("median filter", median),
     Task.DEJPEG: ("total variation", lambda x: restoration.denoise_tv_chambolle(x, 0.02, channel_axis=-1)),
