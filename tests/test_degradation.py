@@ -20,11 +20,13 @@ from unirestorer.degradation.fields import (
     snow_field,
 )
 from unirestorer.degradation.recipe import (
+    CLEAN_CAPTION,
     LIMITS,
     ORDER,
     REAL_RAIN_SHARE,
     Band,
     Setting,
+    caption_tasks,
     child_generator,
     draw_step,
 )
@@ -548,3 +550,12 @@ def test_the_extremes_of_every_limit_work(name: str) -> None:
                 data = {"kind": kind, **vars(example), name: value}
                 x = Recipe.from_dict({"steps": [data]}).apply(photo(1, 3, 20, 24))
                 assert x.isfinite().all()
+
+
+def test_captions_name_their_tasks() -> None:
+    """What a recipe's caption names is what undoes it, in both settings."""
+    for setting in ("single", "mixed"):
+        for seed in range(60):
+            recipe = draw_recipe(seed, setting=setting, real_rain=True)
+            assert caption_tasks(recipe.caption) == recipe.tasks
+    assert caption_tasks(CLEAN_CAPTION) == caption_tasks("a photo of a cat") == frozenset()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gradio.data_classes import ImageData
-from helpers import make_tiny_map, make_tiny_tree
+from helpers import make_mixed_tree, make_tiny_map, make_tiny_tree
 from PIL import Image
 
 from unirestorer import UniRestorer
@@ -161,7 +161,9 @@ def test_a_mistake_is_told_without_markup() -> None:
 def test_the_palette_is_that_of_the_design() -> None:
     assert list(theme.TASK_COLOURS) == list(Task)
     assert theme.TASK_COLOURS[Task.DERAIN] == "#0072B2" and theme.TASK_COLOURS[Task.DEJPEG] == "#009E73"
-    symbols = [*theme.TASK_SYMBOLS.values(), theme.CLEAN_SYMBOL, theme.SEVERAL_SYMBOL, "star"]
+    clusters = theme.CLUSTER_SYMBOLS
+    symbols = [*theme.TASK_SYMBOLS.values(), theme.CLEAN_SYMBOL, theme.SEVERAL_SYMBOL, *clusters, "star"]
+    assert not set(theme.CLUSTER_COLOURS) & set(theme.TASK_COLOURS.values())
     assert len(set(symbols)) == len(symbols), "a shape goes with every colour"
 
 
@@ -449,7 +451,7 @@ def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
     leaf[:4], task[:4], text[:4] = -1, "clean", ["clean photo"] * 4
     map_ = replace(drawn, text=np.array(text), leaf=leaf, task=task)
     groups = {}
-    for by in figures.COLOUR_BY:
+    for by in figures.colour_by(tree):
         traces = figures.map_figure(map_, tree, by=by).data
         points = [trace for trace in traces if trace.marker.size == 5.5]
         assert sum(len(trace.x) for trace in points) == len(map_.xy)
@@ -460,6 +462,33 @@ def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
         assert lightness(colour[worse]) < lightness(colour[better])
     shades = theme.node_colours(tree)
     assert groups["leaf"]["5"].marker.color == shades[tree.offsets[-1] + 5]
+
+
+def test_the_map_of_mixtures_is_coloured_by_cluster_or_leaf() -> None:
+    tree = make_mixed_tree()
+    map_ = make_tiny_map(tree)
+    assert figures.colour_by(tree) == ("cluster", "leaf")
+    for by, count in (("cluster", 4), ("leaf", 8)):
+        points = [t for t in figures.map_figure(map_, tree, by=by).data if t.marker.size == 5.5]
+        assert sum(len(trace.x) for trace in points) == len(map_.xy)
+        assert len({trace.marker.color for trace in points}) == len(points) == count
+        assert len({trace.marker.symbol for trace in points}) == 4, "leaves have their cluster's shape"
+    shades = theme.node_colours(tree)
+    assert shades[1:5] == list(theme.CLUSTER_COLOURS[:4]) and len(set(shades)) == 13
+
+
+def test_mixtures_are_named_by_what_the_captions_name() -> None:
+    """A leaf of mixtures has a long name whatever the photo has: the captions say which ones are there."""
+    tree = make_mixed_tree()
+    seen = dict.fromkeys((task.value for task in Task), 0.02)
+    report = {
+        "captions": [{"text": "a photo with heavy noise and thick haze", "probability": 0.3}],
+        "leaf": 0, "leaves": [{"name": tree.names[-1][0], "probability": 0.99}],
+        "seen": {**seen, "dehaze": 0.97, "denoise": 0.8},
+    }  # fmt: skip
+    assert words.looks_like(report) == "Looks like haze (97\u00a0%) and noise (80\u00a0%)."
+    report["seen"] = {**seen, "dehaze": 0.4, "derain": 0.3}
+    assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."
 
 
 def lightness(colour: str) -> float:

@@ -20,13 +20,14 @@ LAYERS = [
     {"pipeline"},
     {"report", "bench"},
     {"__init__"},  # the public names: importing them from a layer below would close a cycle
-    {"cli", "__main__", "demo"},
+    {"cli", "__main__", "demo", "deploy"},
 ]
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {  # package -> the places that may import it
     "gradio": ("unirestorer/demo/", "app.py"),
     "sklearn": ("training/",),
     "umap": ("training/",),
+    "ray": ("unirestorer/deploy/",),
     "training": ("training/",),
 }
 

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from unirestorer.degradation.recipe import caption_tasks
 from unirestorer.pipeline import UniRestorer
-from unirestorer.types import Restoration
+from unirestorer.types import Restoration, Task
 
 
 def describe(model: UniRestorer, result: Restoration, index: int = 0) -> dict[str, Any]:
     """JSON data about photo `index` of a restoration.
 
-    Probabilities are 0 to 1, percentiles 0 to 100, times seconds.
+    Probabilities are 0 to 1, percentiles 0 to 100, times seconds. "tasks" are those of the leaves, "seen"
+    those of the captions: where leaves mix several degradations, only the latter say which ones a photo has.
     """
     tree, route, estimate = model.tree, result.route, result.estimate
     leaf, level, expert = int(route.leaf[index]), int(route.level[index]), int(route.expert[index])
@@ -22,9 +24,14 @@ def describe(model: UniRestorer, result: Restoration, index: int = 0) -> dict[st
     e = estimate.e[index]
     caption_probs = model.extractor.caption_probs(e[None])[0].cpu()
     nearest = caption_probs.topk(min(3, len(caption_probs)))
+    seen = dict.fromkeys(Task, 0.0)
+    for caption, probability in zip(model.extractor.captions, caption_probs.tolist(), strict=True):
+        for task in caption_tasks(caption):
+            seen[task] += probability
     log_e_gran = float(estimate.log_e_gran[index].mean())
     data: dict[str, Any] = {
         "tasks": {task.value: prob for task, prob in tree.leaf_task_probs(leaf_probs).items()},
+        "seen": {task.value: prob for task, prob in seen.items()},
         "captions": [
             {"text": model.extractor.captions[i], "probability": p}
             for p, i in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)

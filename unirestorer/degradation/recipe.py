@@ -6,6 +6,7 @@ Drawn first, applied later, plain data in between.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -220,6 +221,15 @@ def degree_words(step: Step) -> str:
     if isinstance(step, GaussianBlur):
         return GAUSSIAN_BLUR_WORDS[degree(step)]
     return DEGREES[step.task][1][degree(step)]
+
+
+@functools.cache
+def caption_tasks(caption: str) -> frozenset[Task]:
+    """The tasks that undo what a caption names; none for the clean one and for an unknown text."""
+    words = {word: task for task, (_, degrees) in DEGREES.items() for word in degrees}
+    words |= {REAL_RAIN: Task.DERAIN, **dict.fromkeys(GAUSSIAN_BLUR_WORDS, Task.DEBLUR)}
+    named = caption.removeprefix("a photo with ").split(" and ")
+    return frozenset(words[word] for word in named if word in words)
 
 
 def make_step(task: Task, strength: float, generator: Generator, *, setting: Setting = "single") -> Step:

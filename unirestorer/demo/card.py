@@ -19,6 +19,7 @@ BANDS = {
     "mixed-in": "Several at once, strengths that were trained",
     "mixed-out": "Several at once, beyond the trained strengths",
 }
+LETTERS = "LL is low light, H haze, N noise, B blur, R rain, S snow."
 
 
 def card_text(model: UniRestorer) -> str:
@@ -50,6 +51,8 @@ def card_html(model: UniRestorer) -> str:
         found = {id_.partition("/")[2]: case for id_, case in cases.items() if id_.startswith(f"{band}/")}
         if found:
             parts.append(f'<p class="label">{name}: PSNR in dB</p>{_table(found)}')
+    if any(id_.startswith("mixed-") for id_ in cases):
+        parts.append(f'<p class="sub">{LETTERS}</p>')
     return "".join(parts)
 
 

@@ -52,14 +52,17 @@ def pick(examples: tuple[Example, ...], index: object) -> Example:
     return known[str(index)]
 
 
-def thumbnails_html(examples: tuple[Example, ...]) -> str:
-    """A button per example; the pictures travel inside the page."""
+def thumbnails_html(examples: tuple[Example, ...], *, several: bool = False) -> str:
+    """A button per example, those with `several` degradations or those with one first; the pictures travel
+    inside the page.
+    """
     if not examples:
         return ""
+    order = sorted(enumerate(examples), key=lambda numbered: numbered[1].several != several)
     buttons = "".join(
         f'<button type="button" data-example="{i}" aria-label="Example photo: {html.escape(example.word)}">'
         f'<img alt="" src="{_data_uri(example.path)}"><span>{html.escape(example.word)}</span></button>'
-        for i, example in enumerate(examples)
+        for i, example in order
     )
     return f'<p class="label">Or try an example</p><div class="thumbs">{buttons}</div>'
 

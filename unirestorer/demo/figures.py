@@ -18,13 +18,15 @@ BINS = 36
 LINE_COLOUR = "#64748B"
 
 
-COLOUR_BY = ("type", "degree", "leaf")
+def colour_by(tree: DegradationTree) -> tuple[str, ...]:
+    """What the map may be coloured by, the usual first."""
+    return ("cluster", "leaf") if words.knows_several(tree) else ("type", "degree", "leaf")
 
 
 def map_figure(
     map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None, by: str = "type"
 ) -> go.Figure:
-    """The training DRs coloured by one of `COLOUR_BY`, the tree drawn over them and, with a `report`, its
+    """The training DRs coloured by one of `colour_by`, the tree drawn over them and, with a `report`, its
     photo as a star.
 
     Plain SVG markers: a few thousand draw at once, and WebGL is missing in too many classrooms.
@@ -64,7 +66,9 @@ def map_figure(
 
 
 def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[str, str, str, np.ndarray]]:
-    """(name, colour, symbol, rows) of the map's points; the symbol is always the task's."""
+    """(name, colour, symbol, rows) of the map's points; the symbol is always the task's or the cluster's."""
+    if words.knows_several(tree):
+        return _clusters(map_, tree, by)
     groups = []
     for name, colour, symbol, rows in _tasks(map_):
         keys = _degrees(map_, rows) if by == "degree" else map_.leaf[rows]
@@ -77,6 +81,22 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
             shade = shades[tree.offsets[-1] + int(key)] if by == "leaf" else _degree_colour(task, key)
             groups.append((str(key), shade, symbol, rows[keys == key]))
     return groups
+
+
+def _clusters(
+    map_: DegradationMap, tree: DegradationTree, by: str
+) -> list[tuple[str, str, str, np.ndarray]]:
+    """The same where tasks mix: by leaf, else by the clusters right below ALL."""
+    level = tree.levels - 1 if by == "leaf" else min(1, tree.levels - 1)
+    nodes = np.where(map_.leaf < 0, -1, tree.expert_table.numpy()[map_.leaf, level])
+    shades = theme.node_colours(tree)
+    groups = [("clean", theme.CLEAN_COLOUR, theme.CLEAN_SYMBOL, np.flatnonzero(nodes < 0))]
+    for node in sorted(set(nodes[nodes >= 0].tolist())):
+        rows = np.flatnonzero(nodes == node)
+        cluster = theme.cluster_of(tree, int(map_.leaf[rows[0]]))
+        symbol = theme.CLUSTER_SYMBOLS[cluster % len(theme.CLUSTER_SYMBOLS)]
+        groups.append((tree.words(node), shades[node], symbol, rows))
+    return [group for group in groups if len(group[3])]
 
 
 def _degrees(map_: DegradationMap, rows: np.ndarray) -> np.ndarray:
@@ -145,8 +165,23 @@ def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -
         x=[place[0] for place in places], y=[place[1] for place in places],
         mode="markers+text", name="names",
         marker={"size": 18, "opacity": 0},  # keeps the words off the centres
-        text=[f"<b>{html.escape(text)}</b>" for text in texts], textposition="top center", hoverinfo="skip",
+        text=[f"<b>{_in_lines(text)}</b>" for text in texts], textposition=_sides(map_, places),
+        hoverinfo="skip",
     )  # fmt: skip
+
+
+def _in_lines(name: str) -> str:
+    """A cluster's name as HTML, two degradations a line."""
+    parts = [html.escape(part) for part in name.split(" + ")]
+    lines = [" + ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+    return " +<br>".join(lines)
+
+
+def _sides(map_: DegradationMap, places: list[list[float]]) -> list[str]:
+    """Where each name stands beside its place: above, and near a border towards the middle of the map."""
+    low, high = map_.xy[:, 0].min(), map_.xy[:, 0].max()
+    across = [(x - low) / max(high - low, 1e-9) for x, _ in places]
+    return [f"top {'right' if at < 0.1 else 'left' if at > 0.9 else 'center'}" for at in across]
 
 
 def _draw_star(figure: go.Figure, map_: DegradationMap, report: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unirestorer.degradation import RANGES, Recipe, make_step
 from unirestorer.degradation.recipe import ORDER, child_generator
+from unirestorer.demo import words
 from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
 from unirestorer.demo.handlers import Handlers, read_photo, shrink
@@ -196,7 +197,9 @@ class Lab:
         rows = [Score("", "as degraded", *agreement(degraded, clean))]
         for expert in [*path, *(expert for expert in outputs if expert not in path)]:
             said = tuple(note for note, who in notes.items() if who == expert)
-            rows.append(Score(tree.expert_names[expert], tree.words(expert), *measured[expert], said))
+            rows.append(
+                Score(tree.expert_names[expert], words.expert_label(tree, expert), *measured[expert], said)
+            )
         return tuple(rows)
 
 

@@ -19,7 +19,7 @@ from unirestorer.demo.card import card_html, card_text
 from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
-from unirestorer.demo.lab import NONE, Lab, Spoiling
+from unirestorer.demo.lab import NONE, Lab, Spoiling, known_tasks
 from unirestorer.demo.lab_tab import Controls, add_lab, lab_parts, set_lab, strength_slider
 from unirestorer.demo.lessons_tab import add_lessons
 from unirestorer.demo.link import page_paths, read_link
@@ -125,10 +125,10 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
     with gr.Tabs(elem_id="tabs") as tabs:
         with gr.Tab("Restore", id="restore"):
             with gr.Row(equal_height=True, elem_id="first"):
-                card = _photo_card(examples)
+                card = _photo_card(examples, words.knows_several(model.tree))
                 results = _results(start)
             with gr.Row(equal_height=True, elem_id="panels"):
-                explanations = _explanations(start)
+                explanations = _explanations(start, figures.colour_by(model.tree))
         with gr.Tab("Degradation lab", id="lab") as lab_tab:
             lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
         with gr.Tab("Compare experts", id="compare") as compare_tab:
@@ -171,7 +171,7 @@ def _sidebar(model: UniRestorer, models: Sequence[UniRestorer]) -> Sidebar:
     with gr.Sidebar(open=False, width=theme.SIDEBAR_PX, elem_id="sidebar"):
         gr.HTML(panels.SIDEBAR)
         tasks = gr.CheckboxGroup(
-            [(word[0].upper() + word[1:], task.value) for task, word in words.TASK_WORDS.items()],
+            [(words.TASK_WORDS[task].capitalize(), task.value) for task in known_tasks(model.tree)],
             label="What is wrong with the photo?",
             info="Branches for anything else are pruned.",
             elem_id="tasks",
@@ -192,7 +192,7 @@ def _expert_choices(tree: DegradationTree) -> list[tuple[str, str]]:
     return [(words.expert_label(tree, number), name) for number, name in enumerate(tree.expert_names)]
 
 
-def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
+def _photo_card(examples: tuple[Example, ...], several: bool) -> PhotoCard:
     with gr.Column(scale=4, min_width=320, elem_classes="card"):
         gr.HTML('<h2 class="title">Your photo</h2>')
         photo = photo_input(
@@ -206,7 +206,7 @@ def _photo_card(examples: tuple[Example, ...]) -> PhotoCard:
             placeholder="Drop a photo here\n- or -\nClick to choose one",
         )
         stop = gr.Button("Stop", size="sm", elem_id="stop")
-        html = thumbnails_html(examples)
+        html = thumbnails_html(examples, several=several)
         thumbnails = gr.HTML(html, js_on_load=CLICKS.replace("NAME", "example"), elem_id="examples")
     return PhotoCard(photo, stop, thumbnails)
 
@@ -257,12 +257,12 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
     return ResultColumn(column, title, slider, sentence, png)
 
 
-def _explanations(start: panels.Panels) -> Explanations:
+def _explanations(start: panels.Panels, colour_by: Sequence[str]) -> Explanations:
     with gr.Column(scale=10, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("what"))
         by = gr.Radio(
-            list(figures.COLOUR_BY),
-            value=figures.COLOUR_BY[0],
+            list(colour_by),
+            value=colour_by[0],
             label="Colour by",
             visible=start.map is not None,
             elem_id="map-by",

@@ -31,6 +31,9 @@ TASK_SYMBOLS: dict[Task, str] = {  # plotly's names
 }
 CLEAN_COLOUR, CLEAN_SYMBOL = "#8A63D2", "circle-open"
 SEVERAL_COLOUR, SEVERAL_SYMBOL = "#64748B", "x"
+# Of clusters that mix tasks, one per node below ALL; none is a task's.
+CLUSTER_COLOURS = ("#3F6FD8", "#2F9E55", "#C04A86", "#A8861A", "#8A5A3C", "#2C9CA6")
+CLUSTER_SYMBOLS = ("triangle-up", "star-square", "diamond-wide", "hourglass", "bowtie", "star-diamond")
 STAR_COLOUR = "#FFD23F"
 
 # Gradio confines a page's style sheet to its content; this concerns what lies around it. Gradio itself
@@ -66,7 +69,9 @@ def degree_colours(colour: str, count: int) -> list[str]:
 
 
 def node_colours(tree: DegradationTree) -> list[str]:
-    """One colour per expert, in their order: its task's, for leaves by degree; grey where tasks mix."""
+    """One colour per expert, in their order: its task's, for leaves by degree. Below ALL, which is grey, a
+    node that mixes tasks has the colour of its cluster.
+    """
     table = tree.expert_table.tolist()
     colours = [SEVERAL_COLOUR] * len(tree.expert_names)
     for node in range(len(colours)):
@@ -74,16 +79,24 @@ def node_colours(tree: DegradationTree) -> list[str]:
         tasks = {task for leaf in leaves for tasks in tree.task_sets[leaf] for task in tasks}
         if len(tasks) == 1:
             colours[node] = TASK_COLOURS[tasks.pop()]
+        elif tree.level_of(node)[0] > 0:
+            colours[node] = CLUSTER_COLOURS[cluster_of(tree, leaves[0]) % len(CLUSTER_COLOURS)]
     if tree.levels > 1:
         parents = tree.parents[-1].tolist()
         for parent in set(parents):
             siblings = [tree.offsets[-1] + leaf for leaf, p in enumerate(parents) if p == parent]
-            if len({colours[node] for node in siblings}) == 1 and colours[siblings[0]] != SEVERAL_COLOUR:
+            if len({colours[node] for node in siblings}) == 1:
                 for node, shade in zip(
                     siblings, degree_colours(colours[siblings[0]], len(siblings)), strict=True
                 ):
                     colours[node] = shade
     return colours
+
+
+def cluster_of(tree: DegradationTree, leaf: int) -> int:
+    """Index of the node right below ALL on a leaf's path."""
+    level = min(1, tree.levels - 1)
+    return int(tree.expert_table[leaf, level]) - tree.offsets[level]
 
 
 def make_theme() -> Base:

@@ -97,6 +97,11 @@ def role(level: int, levels: int) -> str:
     return "a specialist" if level == levels - 1 else "a middle expert"
 
 
+def _who(level: int, levels: int, name: str) -> str:
+    """Who took over; the expert for everything needs no further name."""
+    return f"{role(level, levels)} took over" + ("" if level == 0 < levels - 1 else f": {name}")
+
+
 # What is it?
 
 
@@ -114,6 +119,8 @@ def looks_like(report: dict[str, Any]) -> str:
 
 def _guess(report: dict[str, Any]) -> str:
     leaf = report["leaves"][report["leaf"]]
+    if " + " in leaf["name"]:
+        return _guess_several(report)
     if leaf["probability"] >= 0.5:
         return f"Looks like {plain(leaf['name'])} ({percent(leaf['probability'])})"
     ranked = sorted(report["tasks"].items(), key=lambda item: -item[1])
@@ -123,6 +130,16 @@ def _guess(report: dict[str, Any]) -> str:
     return (
         f"Hard to tell: {TASK_WORDS[Task(first)]} ({percent(p)}) or {TASK_WORDS[Task(second)]} ({percent(q)})"
     )
+
+
+def _guess_several(report: dict[str, Any]) -> str:
+    """Where leaves are mixtures: each degradation that the captions name, whatever the leaf is called."""
+    seen = {Task(name): share for name, share in report["seen"].items()}
+    likely = [task for task in Task if seen[task] >= 0.5]
+    if likely:
+        return f"Looks like {listed(f'{TASK_WORDS[task]} ({percent(seen[task])})' for task in likely)}"
+    (first, p), (second, q) = sorted(seen.items(), key=lambda item: -item[1])[:2]
+    return f"Hard to tell: {TASK_WORDS[first]} ({percent(p)}), {TASK_WORDS[second]} ({percent(q)}) or others"
 
 
 def familiar(report: dict[str, Any]) -> str:
@@ -168,7 +185,7 @@ def took_over(report: dict[str, Any]) -> str:
     if "e_gran_percentile" in report and levels > 1:
         shaky = report["e_gran_percentile"] >= 50
         link = ", so" if shaky == (level < levels - 1) else ", yet"
-    return f"{sure(report)}{link} {role(level, levels)} took over: {plain(chosen['name'])}."
+    return f"{sure(report)}{link} {_who(level, levels, plain(chosen['name']))}."
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -188,10 +205,8 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
             "the same." if same else f"{router}."
         )
     guess = _guess(report)
-    role_words = role(report["level"], len(report["levels"]))
-    return (
-        f"Only {task_list(named)} kept, all other branches pruned. {guess}; {role_words} took over: {chosen}."
-    )
+    who = _who(report["level"], len(report["levels"]), chosen)
+    return f"Only {task_list(named)} kept, all other branches pruned. {guess}; {who}."
 
 
 # The degradation lab

@@ -1,0 +1,108 @@
+"""Two replicas behind one address, started and asked as in production, with Ray on this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from unirestorer import UniRestorer
+from unirestorer.imaging import encode_image, load_image
+from unirestorer.types import Task
+
+pytest.importorskip("ray")
+START_SECONDS = 150
+ROOT = Path(__file__).parent.parent
+
+
+def ask(address: str, body: bytes | None) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (names in lower case) and body."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, data=body), timeout=60) as answer:
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, {}, error.read()
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--checkpoint", str(tiny_checkpoint), "--replicas", "2", "--device", "cpu", "--port", str(port)]
+    log = tmp_path_factory.mktemp("ray") / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unirestorer.deploy.ray_serve", *words], cwd=ROOT,
+            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while b"2 replicas of" not in log.read_bytes():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0, log.read_text()[-2000:]
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(240)
+def test_replicas_answer_as_the_library_does(address: str, tiny_checkpoint: Path) -> None:
+    x = torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(0))
+    photo = encode_image(x, "photo.png")
+    model = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
+    wanted = {
+        "/restore": model.restore(photo),
+        "/restore?tasks=derain": model.restore(photo, tasks={Task.DERAIN}),
+        "/restore?expert=1-2": model.restore(photo, expert="1-2"),
+    }
+    replicas = set()
+    with ThreadPoolExecutor(4) as pool:
+        for path, result in wanted.items():
+            answers = list(pool.map(ask, [address + path] * 4, [photo] * 4))
+            for status, headers, body in answers:
+                assert status == 200 and headers["content-type"] == "image/png"
+                assert headers["x-expert"] == model.tree.expert_names[int(result.route.expert)]
+                assert (load_image(body) - result.image).abs().max() < 1.5 / 255
+                replicas.add(headers["x-replica"])
+    assert len(replicas) == 2, "one replica did all the work"
+    status, _, body = ask(f"{address}/inspect", photo)
+    assert status == 200 and json.loads(body)["checkpoint"] == tiny_checkpoint.name
+    assert ask(f"{address}/-/healthz", None)[0] == 200
+
+
+def test_mistakes_are_told_in_a_sentence(address: str) -> None:
+    photo = encode_image(torch.rand(1, 3, 40, 40), "photo.png")
+    for path, body, status, words in (
+        ("/restore", b"nonsense", 400, "no readable image"),
+        ("/restore", b"", 400, "an empty file"),
+        ("/restore?tasks=derain,fog", photo, 400, "unknown task 'fog'"),
+        ("/restore?expert=9-9", photo, 400, "9-9"),
+        ("/restore?size=3", photo, 400, "unknown parameter 'size'"),
+        ("/restored", photo, 404, "/restore or /inspect"),
+        ("/restore", None, 405, "expected POST"),
+    ):
+        got, _, answer = ask(address + path, body)
+        text = json.loads(answer)["error"]
+        assert got == status and words in text and "\n" not in text, (path, got, text)
+
+
+def test_what_keeps_it_from_starting_is_one_line(tmp_path: Path) -> None:
+    from unirestorer.deploy.ray_serve import main
+
+    for words in (["--checkpoint", str(tmp_path / "none")], ["--replicas", "0"]):
+        assert main(words) == 2
