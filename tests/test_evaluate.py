@@ -13,6 +13,7 @@ from torch import Tensor
 from training.evaluate import KEY, TIE_DB, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
 from training.tables import uncertainty
+from unirestorer.experts import CPU, ExpertBank
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim
 from unirestorer.tree import DegradationTree
@@ -109,6 +110,21 @@ def test_a_wrong_route_costs_regret_and_an_instruction_mends_it(data: Path) -> N
         figures["psnr"]["oracle"] - figures["psnr"]["auto"], abs=1e-3
     )
     assert figures["regret_db"] > TIE_DB
+
+
+def test_a_longer_trained_expert_stands_beside_all(data: Path) -> None:
+    """Its column is there only where it was measured, and it takes no part in routing."""
+    blur = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    blur.halo_px, blur.multiple = 1, 1
+    longer = ExpertBank(("longer",), lambda _: blur, CPU)
+    case = "single-in/denoise-50"
+    with_it = measure(Model(level=0), data, case, limit=3, longer=longer)
+    figures = with_it["cases"][case]
+    auto = measure(Model(), data, case, limit=3)["cases"][case]["psnr"]["auto"]  # blurs, too
+    assert figures["psnr"]["longer"] == pytest.approx(auto, abs=1e-3)
+    assert figures["psnr"]["auto"] == figures["psnr"]["all"] == figures["psnr"]["input"]
+    assert "| ALL | ALL, longer | auto |" in markdown(with_it)
+    assert "longer" not in markdown(measure(Model(), data, case, limit=1))
 
 
 def test_choosing_all_is_counted_at_its_level(data: Path) -> None:

@@ -17,6 +17,7 @@ from training.ablate import subtree
 from training.compare_shapes import SHAPES
 from training.data import Corpus, find_photos
 from training.draw import draw_photos
+from training.evaluate import longer_bank
 from training.tables import ablation, overhead, shapes
 from training.train_extractor import balanced_rows
 from unirestorer.checkpoint import Checkpoint, verify
@@ -59,6 +60,23 @@ def test_a_second_run_changes_no_weights(trained: Path) -> None:
     words = ["--preset", "tiny", "--out", str(trained), "--workers", "1", "--device", "cpu"]
     assert main(["experts", *words]) == 0
     assert Checkpoint(trained).config["files"] == before
+
+
+def test_all_is_trained_on_for_a_fair_comparison(trained: Path, tmp_path: Path) -> None:
+    """As many steps as a leaf and its ancestors have in all; evaluate takes the weights, and no others."""
+    words = ["--preset", "tiny", "--out", str(trained), "--workers", "1", "--device", "cpu"]
+    files = Checkpoint(trained).config["files"]
+    assert main(["longer", *words]) == 0
+    assert Checkpoint(trained).config["files"] == files
+    longer = trained / "work" / "longer.safetensors"
+    assert not torch.equal(load_file(longer)["intro.weight"], Checkpoint(trained).tensors(
+        "experts/0-0.safetensors")["intro.weight"].half())  # fmt: skip
+    bank = longer_bank(Checkpoint(trained), longer, torch.device("cpu"))
+    x = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    assert bank(x, torch.tensor([0])).shape == x.shape
+    for wrong in (trained / "router.safetensors", tmp_path / "none.safetensors"):
+        with pytest.raises(ValueError, match=wrong.name):
+            longer_bank(Checkpoint(trained), wrong, torch.device("cpu"))
 
 
 def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: Path) -> None:

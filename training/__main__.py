@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -266,6 +268,30 @@ def shapes_stage(run: Run) -> None:
         evaluate.store(run.out / "metrics.json", "shapes", {"about": run.about(), "rows": found})
 
 
+def longer_stage(run: Run) -> None:
+    """ALL trained on to as many steps as a leaf and its ancestors have together; see evaluate --longer.
+
+    The weights go to WORK/longer.safetensors, the model stays as it is.
+    """
+    tree, records = run.checkpoint.tree(), run.checkpoint.config["training"]["experts"]
+    begun = run.work / "experts" / "0-0.state.safetensors"
+    if not begun.is_file():
+        raise ValueError(f"longer goes on from {begun}, which is not there: run the stage experts first")
+    paths = [[tree.expert_names[expert] for expert in path] for path in tree.expert_table.tolist()]
+    steps = max(sum(records[name]["steps"] for name in path) for path in paths)
+    config = replace(run.config.experts, steps=(steps,), minutes=(math.inf,))
+    own = run.work / "longer"
+    if not (own / "experts" / begun.name).is_file():
+        (own / "experts").mkdir(parents=True, exist_ok=True)
+        shutil.copy(begun, own / "experts" / begun.name)
+    trainer = Trainer(run.corpus, config, own, run.config.seed, run.device, compile=run.compile)
+    node = nodes_of(tree, np.load(run.leaf_file), run.corpus)[0]
+    shape, weights, progress = trainer.train(node, None)
+    data = checkpoint.half(trainer.loaded(shape, weights).cpu())
+    atomic_write(run.work / "longer.safetensors", lambda file: file.write(data))
+    say(f"ALL of {progress.step} steps: {run.work / 'longer.safetensors'}")
+
+
 def ablate_stage(run: Run) -> None:
     """What each part is worth: levels, routers and losses ("mixed") or clusters of rain ("single"), at the
     budget of `experts.minutes`; figures go to metrics.json. Takes the extractor of OUT, else of --init.
@@ -289,7 +315,7 @@ def ablate_stage(run: Run) -> None:
         evaluate.store(run.out / "metrics.json", key, {"about": about, "rows": found})
 
 
-VERBS = {**STAGES, "shapes": shapes_stage, "ablate": ablate_stage}
+VERBS = {**STAGES, "shapes": shapes_stage, "longer": longer_stage, "ablate": ablate_stage}
 MEASUREMENTS = {  # of a finished checkpoint: in words, and the module that has the options and does it
     "evaluate": ("measure a checkpoint by the protocol", evaluate),
     "classical": ("compare a checkpoint with classical methods", classical),

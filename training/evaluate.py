@@ -22,15 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from training.protocol import GROUPS, Case, Sample, cases, missing, samples
 from unirestorer.bench import describe_machine
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
+from unirestorer.experts import ExpertBank
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_uint8
 from unirestorer.metrics import psnr, ssim
+from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Route, Task
 
@@ -38,9 +42,11 @@ if TYPE_CHECKING:
     from unirestorer.pipeline import UniRestorer
 
 KEY = "evaluation"  # in metrics.json
-MODES = ("input", "all", "auto", "instruction", "oracle")
+MODES = ("input", "all", "longer", "auto", "instruction", "oracle")  # "longer" only where it was measured
+HEADS = {mode: mode for mode in MODES} | {"all": "ALL", "longer": "ALL, longer"}
 TIE_DB = 0.05  # two experts within this PSNR are equally good
 ALL_EXPERT = 0
+LONGER = -1  # in place of an expert's number: ALL trained as long as a leaf and its ancestors together
 AVERAGES: dict[str, tuple[Task, ...]] = {  # as in the paper's Table 1
     "average of 3": (Task.DERAIN, Task.DEHAZE, Task.DENOISE),
     "average of 5": (Task.DERAIN, Task.DEHAZE, Task.DENOISE, Task.DEBLUR, Task.LOWLIGHT),
@@ -61,7 +67,7 @@ class Photo:
     instruction: Route | None  # None where no task is named
     own_leaf: int | None = None
     error: float | None = None  # of the estimate: |u - e_deg|, root mean square, standardised
-    outputs: dict[int, np.ndarray] = field(default_factory=dict)  # by expert
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)  # by expert, and by LONGER
     psnr: dict[int, float] = field(default_factory=dict)
 
 
@@ -74,6 +80,7 @@ def evaluate(
     layers: str | Path | None = None,
     limit: int | None = None,
     about: dict[str, Any] | None = None,
+    longer: ExpertBank | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure `model` on some groups (or ids) of the protocol's cases, by default on all.
@@ -81,8 +88,9 @@ def evaluate(
     Returns {"runs": {time: machine and checkpoint}, "cases": {id: figures}, "skipped": {id: why}}. With
     `out`, a metrics.json, this becomes its key "evaluation" after every case; other keys stay, and so do
     cases that are not measured now, except those measured with other weights (`about["weights"]`); what was
-    skipped is not stored. `limit` bounds the photos per case, `layers` is a folder of rain layers. Raises
-    ValueError for an unknown group, and if the data for every case is missing.
+    skipped is not stored. `limit` bounds the photos per case, `layers` is a folder of rain layers, `longer` a
+    bank of one expert: ALL, trained as long as a leaf and its ancestors together. Raises ValueError for an
+    unknown group, and if the data for every case is missing.
     """
     wanted = cases(*groups)
     reasons = {case.id: missing(case, data_dir, layers) for case in wanted}
@@ -99,7 +107,8 @@ def evaluate(
     with tqdm(total=total, desc="evaluate", unit="photo", disable=quiet) as bar:
         for case in todo:
             bar.set_postfix_str(case.id)
-            figures = evaluate_case(model, case, samples(case, data_dir, layers=layers, limit=limit), bar)
+            rendered = samples(case, data_dir, layers=layers, limit=limit)
+            figures = evaluate_case(model, case, rendered, bar, longer)
             result["cases"][case.id] = {**figures, "run": run}
             used = {entry["run"] for entry in result["cases"].values()}
             result["runs"] = {name: entry for name, entry in result["runs"].items() if name in used}
@@ -110,7 +119,11 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_case(
-    model: UniRestorer, case: Case, rendered: Iterable[Sample], bar: tqdm | None = None
+    model: UniRestorer,
+    case: Case,
+    rendered: Iterable[Sample],
+    bar: tqdm | None = None,
+    longer: ExpertBank | None = None,
 ) -> dict[str, Any]:
     """The figures of one case: counts, seed, PSNR (dB, RGB) and SSIM by mode, and how well it was routed.
 
@@ -129,11 +142,14 @@ def evaluate_case(
     for photo in photos:
         for expert in _experts_for(model.tree, photo):
             needed[expert].append(photo)
+        if longer is not None:
+            needed[LONGER].append(photo)
     steps = sum(map(len, needed.values()))
     for expert, users in sorted(needed.items()):
         for photo in users:
             x = from_uint8(photo.degraded)
-            output = model.experts(x, torch.tensor([expert]))  # (1, 3, H, W)
+            bank, number = (longer, 0) if longer and expert == LONGER else (model.experts, expert)
+            output = bank(x, torch.tensor([number]))  # (1, 3, H, W)
             photo.outputs[expert] = to_uint8(output)
             photo.psnr[expert] = psnr(output, from_uint8(photo.clean))[0]
             if bar is not None:
@@ -199,6 +215,8 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
     for photo in photos:
         clean = from_uint8(photo.clean)
         chosen: dict[str, int] = {"all": ALL_EXPERT, "auto": int(photo.auto.expert)}
+        if LONGER in photo.psnr:
+            chosen["longer"] = LONGER
         if photo.instruction is not None:
             chosen["instruction"] = int(photo.instruction.expert)
         practical[int(photo.auto.level)] += 1
@@ -329,9 +347,7 @@ def markdown(result: dict[str, Any], groups: Sequence[str] = ()) -> str:
         if not found:
             continue
         lines += [f"### {group}", "", "PSNR (dB) / SSIM", ""]
-        lines += table(
-            ["case", "n", "input", "ALL", "auto", "instruction", "oracle"], quality_rows(found, by_id)
-        )
+        lines += quality_table(found, by_id)
         head = [
             "case",
             "type",
@@ -348,10 +364,23 @@ def markdown(result: dict[str, Any], groups: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def quality_rows(found: dict[str, Any], by_id: dict[str, Case]) -> list[list[str]]:
+def quality_table(found: dict[str, Any], by_id: dict[str, Case]) -> list[str]:
+    """PSNR / SSIM by case and mode, and averages over the paper's sets of tasks, as Markdown."""
+    modes = [mode for mode in MODES if mode != "longer" or _has_longer(found)]
+    head = ["case", "photos", *(HEADS[mode] for mode in modes)]
+    return table(head, _quality_rows(found, by_id, modes))
+
+
+def _has_longer(found: dict[str, Any]) -> bool:
+    return any(figures["psnr"].get("longer") is not None for figures in found.values())
+
+
+def _quality_rows(
+    found: dict[str, Any], by_id: dict[str, Case], modes: Sequence[str]
+) -> list[list[str]]:
     rows = []
     for id_, figures in found.items():
-        cells = [_pair(figures["psnr"][mode], figures["ssim"][mode]) for mode in MODES]
+        cells = [_pair(figures["psnr"].get(mode), figures["ssim"].get(mode)) for mode in modes]
         rows.append([id_.partition("/")[2], str(figures["n"]), *cells])
     tasks: dict[Task, list[dict[str, Any]]] = defaultdict(list)
     for id_, figures in found.items():
@@ -361,13 +390,13 @@ def quality_rows(found: dict[str, Any], by_id: dict[str, Case]) -> list[list[str
     for name, members in AVERAGES.items():
         if all(task in tasks for task in members):
             means = [
-                [_average([_average([f[key][mode] for f in tasks[t]]) for t in members]) for mode in MODES]
+                [_average([_mean_of(tasks[task], key, mode) for task in members]) for mode in modes]
                 for key in ("psnr", "ssim")
             ]
             rows.append([name, "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     if len(rows) == single > 1:  # groups that do not cover the paper's sets of tasks
         means = [
-            [_average([f[key][mode] for f in found.values()]) for mode in MODES] for key in ("psnr", "ssim")
+            [_mean_of(found.values(), key, mode) for mode in modes] for key in ("psnr", "ssim")
         ]
         rows.append(["average", "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     return rows
@@ -391,6 +420,10 @@ def _routing(found: dict[str, Any]) -> list[list[str]]:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     marks = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)]
+
+
+def _mean_of(cases_: Iterable[dict[str, Any]], key: str, mode: str) -> float | None:
+    return _average([figures[key].get(mode) for figures in cases_])
 
 
 def _average(values: Sequence[float | None]) -> float | None:
@@ -418,8 +451,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=Path, help="folder of rain layers, for the second generator of rain")
     parser.add_argument("--groups", default="", help=f"comma separated, of {', '.join(GROUPS)}; default all")
     parser.add_argument("--limit", type=int, help="photos per case, evenly spaced; default all")
+    parser.add_argument(
+        "--longer", type=Path, help="weights of ALL trained longer (`training longer`), to stand beside ALL"
+    )
     parser.add_argument("--out", type=Path, help="metrics.json to write; default the checkpoint's own")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def longer_bank(checkpoint: Checkpoint, file: Path, device: torch.device) -> ExpertBank:
+    """ALL's network with the weights in `file`. Raises ValueError when they are not those of that network."""
+    network = build_network(checkpoint.shape("0-0"))
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{file}: not the weights of this model's ALL ({str(error)[:120]})") from None
+    return ExpertBank(("longer",), lambda _: network.eval(), device)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -437,6 +483,7 @@ def run(arguments: argparse.Namespace) -> None:
         layers=arguments.layers,
         limit=arguments.limit,
         about=describe(Checkpoint(folder)),
+        longer=longer_bank(Checkpoint(folder), arguments.longer, model.device) if arguments.longer else None,
     )
     sys.stdout.write(markdown(result, groups))
 

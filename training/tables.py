@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from training import classical
-from training.evaluate import KEY, quality_rows, table
+from training.evaluate import KEY, quality_table, table
 from training.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
@@ -44,9 +44,7 @@ def results(metrics: dict[str, Any]) -> str:
         by_id = {case.id: case for case in cases(group)}
         found = {name: figures for name, figures in measured.items() if name in by_id}
         if found:
-            rows = quality_rows(found, by_id)
-            head = ["case", "photos", "input", "ALL", "auto", "instruction", "oracle"]
-            lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
+            lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *quality_table(found, by_id), ""]
     return "\n".join(
         [
             *lines,
