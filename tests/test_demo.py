@@ -489,6 +489,9 @@ def test_mixtures_are_named_by_what_the_captions_name() -> None:
     assert words.looks_like(report) == "Looks like haze (97\u00a0%) and noise (80\u00a0%)."
     report["seen"] = {**seen, "dehaze": 0.4, "derain": 0.3}
     assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."
+    report |= {"level": 0, "levels": [{"name": "all"}] * 3, "expert_name": "all", "forced": False}
+    said = words.choice_sentence(report, [Task.DEHAZE], "")
+    assert said == "Only haze kept, all other branches pruned; the expert for everything took over."
 
 
 def lightness(colour: str) -> float:

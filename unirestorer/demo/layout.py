@@ -168,10 +168,11 @@ def launch_options() -> dict[str, Any]:
 
 
 def _sidebar(model: UniRestorer, models: Sequence[UniRestorer]) -> Sidebar:
+    known = [(task, words.TASK_WORDS[task]) for task in known_tasks(model.tree)]
     with gr.Sidebar(open=False, width=theme.SIDEBAR_PX, elem_id="sidebar"):
         gr.HTML(panels.SIDEBAR)
         tasks = gr.CheckboxGroup(
-            [(words.TASK_WORDS[task].capitalize(), task.value) for task in known_tasks(model.tree)],
+            [(word[0].upper() + word[1:], task.value) for task, word in known],
             label="What is wrong with the photo?",
             info="Branches for anything else are pruned.",
             elem_id="tasks",

@@ -130,7 +130,7 @@ def _verdict(view: View, auto: dict[str, Any] | None) -> str:
 
 def _title(mode: str, report: dict[str, Any]) -> str:
     name = html.escape(report["expert_name"])
-    return f'<h3 class="mode"><span class="chip">{mode}</span>restored by <b>{name}</b></h3>'
+    return f'<h3 class="mode"><span class="chip">{mode}</span>restored by <b title="{name}">{name}</b></h3>'
 
 
 def _choice_words(view: View, choice: dict[str, Any]) -> str:

@@ -204,9 +204,10 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
         return f"You forced the expert for {chosen}. {alone}, the router would choose " + (
             "the same." if same else f"{router}."
         )
-    guess = _guess(report)
+    mixture = " + " in report["leaves"][report["leaf"]]["name"]  # whose captions no instruction changes
+    guess = "" if mixture else f" {_guess(report)};"
     who = _who(report["level"], len(report["levels"]), chosen)
-    return f"Only {task_list(named)} kept, all other branches pruned. {guess}; {who}."
+    return f"Only {task_list(named)} kept, all other branches pruned{';' if mixture else '.'}{guess} {who}."
 
 
 # The degradation lab
