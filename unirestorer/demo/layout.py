@@ -441,7 +441,9 @@ def _connect_link(
         return None if example is None else handlers.keep(examples[example].path)
 
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    page.load(open_photo, None, card.photo, **quiet)
+    opened = page.load(open_photo, None, card.photo, **quiet)
+    # Not before: the empty photo of an address that names no example would take the carried one's place.
+    opened.then(None, js="() => window.unirestorerCarried()", api_visibility="private")
     targets = [tabs, sidebar.tasks, sidebar.expert, lab.seed, *lab_parts(lab)]
     page.load(open_link, None, targets, **quiet)
     for component, name, value in (

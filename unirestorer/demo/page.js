@@ -33,7 +33,6 @@ window.unirestorerReady = () => {
   new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
-  takeCarried();
 };
 
 // The state in the address: what differs from how the page starts. Photos never get there.
@@ -82,12 +81,13 @@ document.addEventListener("click", async (event) => {
   const text = query.toString();
   window.location.assign(`${root}/${link.dataset.model}${text ? `?${text}` : ""}`);
 });
-const takeCarried = async () => {
+window.unirestorerCarried = async () => {
   const store = await openStore();
   const kept = await store?.match(CARRIED);
   if (!kept) return;
   await store.delete(CARRIED);
-  const input = document.querySelector("#photo input[type=file]");
+  let input;
+  while (!(input = document.querySelector("#photo input[type=file]"))) await new Promise((r) => setTimeout(r, 50));
   const photo = await kept.blob();
   const files = new DataTransfer();
   files.items.add(new File([photo], `photo.${photo.type.split("/")[1] ?? "png"}`, { type: photo.type }));
