@@ -74,7 +74,8 @@ document.addEventListener("click", async (event) => {
   const picture = document.querySelector("#photo img");
   if (picture && !query.has("example")) {
     try {
-      await (await openStore()).put(CARRIED, await fetch(picture.src));
+      const photo = await fetch(picture.src);
+      if (photo.ok) await (await openStore()).put(CARRIED, photo);
     } catch {} // no storage in this browser: the photo has to be given again
   }
   const root = (window.gradio_config?.root ?? "").replace(/\/$/, "");

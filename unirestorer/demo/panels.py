@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from unirestorer.demo import figures, words
 from unirestorer.demo.handlers import View
+from unirestorer.demo.lab import known_tasks
 from unirestorer.demo.link import page_paths
 from unirestorer.demo.tree_view import tree_html
 from unirestorer.pipeline import UniRestorer
@@ -26,14 +27,13 @@ HEADER = """<header class="top"><svg viewBox="0 0 32 32" width="34" height="34" 
 then asking the expert whose granularity fits how sure that estimate is.</p></div></header>"""
 
 WELCOME = """<div class="welcome"><h2 class="title">Drop a photo, or pick an example</h2>
-<p class="sub">Rain, haze, noise, blur, snow, JPEG artefacts, too little light: you see it restored,
-and why it went to the expert that restored it.</p><ol>
+<p class="sub">{what}: you see it restored, and why it went to the expert that restored it.</p><ol>
 <li><span class="number">1</span><b>Estimate</b>What degraded the photo?
 It gets a place on a map of known degradations.</li>
 <li><span class="number">2</span><b>Doubt</b>How sure is that estimate?
 Less sure means a coarser, more forgiving expert.</li>
-<li><span class="number">3</span><b>Choose</b>A tree of experts, from one for everything to one for heavy rain
-alone: just one of them restores.</li></ol></div>"""
+<li><span class="number">3</span><b>Choose</b>A tree of experts, from one for everything to one for
+{finest}: just one of them restores.</li></ol></div>"""
 SIDEBAR = """<h2 class="title">Instruction</h2>
 <p class="sub">Leave all empty and the router decides alone.</p>"""
 HINT = "Tick a task or force an expert in the Instruction panel to see a second result beside this one."
@@ -75,7 +75,7 @@ def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
     choice = view.choice.report if view.choice else None
     report = choice or auto
     return Panels(
-        verdict=_verdict(view, auto),
+        verdict=_verdict(model, view, auto),
         auto_title=_title("Auto", auto) if auto else "",
         choice_title=_title("Forced" if view.expert else "Instruction", choice) if choice else "",
         choice_words=_choice_words(view, choice) if choice else "",
@@ -117,14 +117,23 @@ def model_line(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
     return f'{switch if len(models) > 1 else ""}<p class="device">{name}{words.device(model.device.type)}</p>'
 
 
-def _verdict(view: View, auto: dict[str, Any] | None) -> str:
+def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str:
     if view.error is not None:
         return f'<div class="verdict bad"><p class="lead">{words.sorry(view.error)}</p></div>'
     if auto is None:
-        return WELCOME
+        what = words.task_list(known_tasks(model.tree)).replace(" and ", " or ")
+        several = words.knows_several(model.tree)
+        what = f"several at once of {what}" if several else what
+        return WELCOME.format(
+            what=what[0].upper() + what[1:],
+            finest="a narrow family of mixtures" if several else "heavy rain alone",
+        )
+    doubt = words.doubt(auto)
     return (
         f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(auto))}</p>'
-        f"<p>{html.escape(words.took_over(auto))}</p></div>"
+        f"<p>{html.escape(words.took_over(auto))}</p>"
+        + (f'<p class="doubt">{html.escape(doubt)}</p>' if doubt else "")
+        + "</div>"
     )
 
 
@@ -134,7 +143,10 @@ def _title(mode: str, report: dict[str, Any]) -> str:
 
 
 def _choice_words(view: View, choice: dict[str, Any]) -> str:
-    return f'<p class="sub">{html.escape(words.choice_sentence(choice, view.tasks, view.expert))}</p>'
+    said = words.choice_sentence(choice, view.tasks, view.expert)
+    if view.memory and view.memory.auto.report["expert"] == choice["expert"]:
+        said += " Auto mode chose the same expert: the pictures are the same."
+    return f'<p class="sub">{html.escape(said)}</p>'
 
 
 def _what(auto: dict[str, Any] | None) -> str:

@@ -32,6 +32,9 @@ SPREAD_LIMIT = 0.12  # of the map's width: beyond it the neighbours lie apart
 NBSP = "\u00a0"
 
 
+UNFAMILIAR = 95  # percentile of the distance from known degradations above which to doubt everything
+
+
 def knows_several(tree: DegradationTree) -> bool:
     """Whether a tree is made for photos with several degradations at once."""
     return any(len(tasks) > 1 for sets in tree.task_sets for tasks in sets)
@@ -151,13 +154,21 @@ def familiar(report: dict[str, Any]) -> str:
         "familiar ground"
         if p <= 75
         else "a little unusual"
-        if p <= 95
+        if p <= UNFAMILIAR
         else "unfamiliar ground, so doubt the route"
     )
     sentence = f"Farther from known degradations than {percent(p / 100)} of training photos: {verdict}."
     if report["map"]["spread"] > SPREAD_LIMIT:
         sentence += " Its nearest neighbours lie apart, so the star’s place is a compromise."
     return sentence
+
+
+def doubt(report: dict[str, Any]) -> str:
+    """A warning beside the verdict where nothing like the photo was trained on; else nothing."""
+    p = report.get("distance_percentile", 0)
+    if p <= UNFAMILIAR or looks_clean(report):
+        return ""
+    return f"But it is less like anything trained on than {percent(p / 100)} of training photos: doubt this."
 
 
 # How sure?
