@@ -59,10 +59,10 @@ def take_lab(page: Page, target: Path) -> None:
 
 
 def save(page: Page, target: Path, *, full: bool) -> None:
-    """A PNG of 256 colours, once the plots stand still."""
+    """A PNG, once the plots stand still."""
     page.wait_for_timeout(4000)
     page.screenshot(path=target, full_page=full)
-    Image.open(target).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    Image.open(target).convert("RGB").save(target, optimize=True)
     print(f"{target}: {target.stat().st_size // 1024} KiB")
 
 

@@ -161,11 +161,14 @@ def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -
     if (map_.task == "clean").any():
         places.append(np.median(map_.xy[map_.task == "clean"], axis=0).tolist())
         texts.append("clean")
+    sides = _sides(map_, places)
+    if len(texts) > len(named):
+        sides[-1] = "bottom center"  # amid the others: mild degradations lie all around
     figure.add_scatter(
         x=[place[0] for place in places], y=[place[1] for place in places],
         mode="markers+text", name="names",
         marker={"size": 18, "opacity": 0},  # keeps the words off the centres
-        text=[f"<b>{_in_lines(text)}</b>" for text in texts], textposition=_sides(map_, places),
+        text=[f"<b>{_in_lines(text)}</b>" for text in texts], textposition=sides,
         hoverinfo="skip",
     )  # fmt: skip
 
