@@ -30,7 +30,7 @@ from unirestorer.checkpoint import (
     add_tree,
     verify,
 )
-from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig
+from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig, preset
 from unirestorer.extractor import Extractor
 from unirestorer.files import sha256
 from unirestorer.map import DegradationMap
@@ -654,3 +654,11 @@ def test_a_disk_that_fills_up_between_the_two_files_is_noticed(
         verify(folder)
     add_expert(folder, "1-3", shape, build_network(shape), {})
     assert EXPERT in verify(folder)
+
+
+def test_a_published_tower_is_sized_without_memory() -> None:
+    """How a stranger's config is looked at first; the same tower is then built for good."""
+    with torch.device("meta"):
+        extractor = Extractor(preset("paper").extractor, ("a clean photo",))
+    assert {parameter.device.type for parameter in extractor.parameters()} == {"meta"}
+    assert 80e6 < sum(parameter.numel() for parameter in extractor.parameters()) < 95e6  # ViT-B/32

@@ -147,7 +147,7 @@ def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> No
     """Every row of every table, on drawn photos, from experts that the rows share."""
     words = ["ablate", "--preset", "tiny", "--setting", setting, "--out", str(tmp_path), "--workers", "1"]
     assert main([*words, "--device", "cpu"]) == 2, "there is no extractor yet"
-    words += ["--init", str(trained), "--device", "cpu", "--set", "experts.minutes=0.02,0.02,0.02"]
+    words += ["--init", str(trained), "--device", "cpu", "--set", "experts.minutes=0.005,0.005,0.005"]
     assert main(words) == 0
     measured = json.loads((tmp_path / "metrics.json").read_text())[f"ablation-{setting}"]
     rows = {(row["table"], row["row"]): row for row in measured["rows"]}

@@ -99,7 +99,8 @@ class ClipTower(nn.Module):
             layers, width = vision.get("layers"), vision.get("width", 768)
             if not isinstance(layers, int) or 12 * layers * width**2 > MAX_TOWER_PARAMETERS:
                 raise ValueError(f"the tower {config.tower!r} is none that is used here: name a ViT up to L")
-            tower = cast(nn.Module, open_clip.create_model(config.tower).visual)
+            where = torch.get_default_device()  # "meta" where a checkpoint's size is looked at first
+            tower = cast(nn.Module, open_clip.create_model(config.tower, device=where).visual)
         self.tower = tower
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
