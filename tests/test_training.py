@@ -189,7 +189,8 @@ def test_some_levels_of_a_tree_are_a_tree() -> None:
     )
 
 
-def test_shapes_are_compared_per_task(tmp_path: Path) -> None:
+def test_shapes_are_compared_per_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.compare_shapes.WINDOWS", 4)
     words = ["shapes", "--preset", "tiny", "--out", str(tmp_path), "--workers", "1", "--device", "cpu"]
     settings = ["--set", "experts.steps=1,1,1"]
     assert main([*words, *settings, "--tasks", "denoise"]) == 0
