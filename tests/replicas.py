@@ -52,7 +52,9 @@ def photos(count: int, px: int) -> list[bytes]:
 
 @contextmanager
 def running(checkpoint: str, replicas: int, threads: int) -> Iterator[str]:
-    """The engine in a process of its own: its address. Raises RuntimeError when it does not start."""
+    """The engine in a process of its own: its address. Raises RuntimeError when it does not start, and when
+    it does not end in order once it is asked to.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -68,16 +70,20 @@ def running(checkpoint: str, replicas: int, threads: int) -> Iterator[str]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(Path(log.name).read_text()[-2000:])
                 time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}/restore"
-        finally:
+            yield f"http://127.0.0.1:{port}"
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            if process.wait(60):
+                raise RuntimeError(Path(log.name).read_text()[-2000:])
+        finally:
+            process.kill()
 
 
 def send(address: str, photo: bytes) -> float:
     """Restore one photo; seconds until it was there."""
     start = time.perf_counter()
-    with urllib.request.urlopen(urllib.request.Request(address, data=photo), timeout=600) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}/restore", data=photo), timeout=600
+    ) as answer:
         answer.read()
     return time.perf_counter() - start
 

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.replicas import running
 from unirestorer import UniRestorer
 from unirestorer.imaging import encode_image, load_image
 from unirestorer.types import Task
 
 pytest.importorskip("ray")
-START_SECONDS = 150
-ROOT = Path(__file__).parent.parent
 
 
 def ask(address: str, body: bytes | None) -> tuple[int, dict[str, str], bytes]:
@@ -37,27 +30,9 @@ def ask(address: str, body: bytes | None) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.fixture(scope="module")
-def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["--checkpoint", str(tiny_checkpoint), "--replicas", "2", "--device", "cpu", "--port", str(port)]
-    log = tmp_path_factory.mktemp("ray") / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "unirestorer.deploy.ray_serve", *words], cwd=ROOT,
-            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while b"2 replicas of" not in log.read_bytes():
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, log.read_text()[-2000:]
-        finally:
-            process.kill()
+def address(tiny_checkpoint: Path) -> Iterator[str]:
+    with running(str(tiny_checkpoint), replicas=2, threads=1) as found:
+        yield found
 
 
 @pytest.mark.timeout(240)

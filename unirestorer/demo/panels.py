@@ -144,7 +144,7 @@ def _title(mode: str, report: dict[str, Any]) -> str:
 
 def _choice_words(view: View, choice: dict[str, Any]) -> str:
     said = words.choice_sentence(choice, view.tasks, view.expert)
-    if view.memory and view.memory.auto.report["expert"] == choice["expert"]:
+    if view.memory and not view.expert and view.memory.auto.report["expert"] == choice["expert"]:
         said += " Auto mode chose the same expert: the pictures are the same."
     return f'<p class="sub">{html.escape(said)}</p>'
 

@@ -122,7 +122,7 @@ def looks_like(report: dict[str, Any]) -> str:
 
 def _guess(report: dict[str, Any]) -> str:
     leaf = report["leaves"][report["leaf"]]
-    if " + " in leaf["name"]:
+    if _mixes(leaf):
         return _guess_several(report)
     if leaf["probability"] >= 0.5:
         return f"Looks like {plain(leaf['name'])} ({percent(leaf['probability'])})"
@@ -133,6 +133,11 @@ def _guess(report: dict[str, Any]) -> str:
     return (
         f"Hard to tell: {TASK_WORDS[Task(first)]} ({percent(p)}) or {TASK_WORDS[Task(second)]} ({percent(q)})"
     )
+
+
+def _mixes(leaf: dict[str, Any]) -> bool:
+    """Whether a leaf holds several degradations at once."""
+    return " + " in leaf["name"]
 
 
 def _guess_several(report: dict[str, Any]) -> str:
@@ -215,10 +220,11 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
         return f"You forced the expert for {chosen}. {alone}, the router would choose " + (
             "the same." if same else f"{router}."
         )
-    mixture = " + " in report["leaves"][report["leaf"]]["name"]  # whose captions no instruction changes
-    guess = "" if mixture else f" {_guess(report)};"
     who = _who(report["level"], len(report["levels"]), chosen)
-    return f"Only {task_list(named)} kept, all other branches pruned{';' if mixture else '.'}{guess} {who}."
+    kept = f"Only {task_list(named)} kept, all other branches pruned"
+    if _mixes(report["leaves"][report["leaf"]]):  # the captions name what they did before
+        return f"{kept}; {who}."
+    return f"{kept}. {_guess(report)}; {who}."
 
 
 # The degradation lab
