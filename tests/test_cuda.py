@@ -1,10 +1,15 @@
-"""The pipeline and one training step on a GPU agree with the CPU. Run where there is one."""
+"""The pipeline and training on a GPU agree with the CPU. Run where there is one."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.func import functional_call
 
+from training.loop import Budget
+from training.side_by_side import CHUNK, Lane, train_together
 from training.train_experts import pixel_loss
 from unirestorer.config import NetworkConfig
 from unirestorer.degradation import draw_recipe
@@ -49,3 +54,33 @@ def test_degrading_on_the_gpu_gives_the_same_picture(seed: int) -> None:
     clean = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(seed))
     recipe = draw_recipe(seed, setting="mixed")
     torch.testing.assert_close(recipe.apply(clean.cuda()).cpu(), recipe.apply(clean), atol=TOLERANCE, rtol=0)
+
+
+def test_recorded_steps_agree_with_single_ones(tmp_path: Path) -> None:
+    """Two lanes of 40 steps, recorded after the third, against the same steps one by one on the CPU."""
+    batch, px, chunk_of = 4, 32, {}
+    pixels = torch.rand(64, 3, px, px, generator=torch.Generator().manual_seed(3))
+
+    def places_of(chunk: int) -> np.ndarray:
+        return chunk_of.setdefault(chunk, np.random.default_rng(chunk).integers(0, 64, (CHUNK, batch, 4)))
+
+    def lane(name: str, device: str) -> Lane:
+        torch.manual_seed(0)
+        network = build_network(NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1))).to(device)
+        windows = pixels.to(device)
+
+        def loss_at(parameters: dict[str, Tensor], places: Tensor) -> Tensor:
+            hq = windows[places[:, 0]]
+            return (functional_call(network, parameters, (hq / 2,)) - hq).abs().mean()
+
+        budget = Budget(steps=40, minutes=60, lr=5e-3)
+        return Lane(name, network, loss_at, places_of, budget, tmp_path / f"{name}.{device}")
+
+    losses, averages = {}, {}
+    for device in ("cpu", "cuda"):
+        lanes = [lane(name, device) for name in ("a", "b")]
+        train_together("toys", lanes, quiet=True)
+        losses[device] = [one.progress.loss for one in lanes]
+        averages[device] = lanes[1].average["ending.weight"].cpu()
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
+    torch.testing.assert_close(averages["cuda"], averages["cpu"], atol=TOLERANCE, rtol=0)

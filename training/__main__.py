@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
 from training.fit_map import fit_map
 from training.fit_tree import fit_tree
-from training.train_experts import Trainer, nodes_of
+from training.train_experts import Origin, Trainer, nodes_of
 from training.train_extractor import corpus_drs, report, train_extractor
 from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
 from unirestorer import checkpoint
@@ -106,12 +105,16 @@ class Run:
         """What a stage records of the part of `init` that it started from."""
         return {"init_sha256": self.init.config["files"][name]} if self.init and self.init.has(name) else {}
 
-    def shares(self, level: int) -> bool:
-        """Whether the experts of a level mean the same in `init`: ALL always does, types do in "single", and
-        clusters (leaves, and all of "mixed" below ALL) never do."""
+    def old_expert(self, name: str, level: int) -> Origin | None:
+        """Shape and weights of the expert of `init` that means the same, if there is one: ALL always does,
+        types do in "single", and clusters (leaves, and all of "mixed" below ALL) never do."""
         tree = self.config.tree
         types = level < len(tree.levels) - 1 and tree.setting == "single"
-        return self.init is not None and (level == 0 or (types and self.init.config["setting"] == "single"))
+        if self.init is None or not self.init.has(f"experts/{name}.safetensors"):
+            return None
+        if not (level == 0 or (types and self.init.config["setting"] == "single")):
+            return None
+        return self.init.shape(name), self.init.expert(name).state_dict()
 
     def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What a stage records of itself."""
@@ -172,27 +175,26 @@ def experts_stage(run: Run) -> None:
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
     nodes = nodes_of(run.checkpoint.tree(), np.load(run.leaf_file), run.corpus)
-    done: dict[str, Any] = {}
-    own = (run.shard[0] - 1, run.shard[1])
-    for place, node in enumerate(nodes):
-        is_leaf = node.level == len(run.config.tree.levels) - 1
-        if is_leaf and place % own[1] != own[0]:
-            continue  # leaves are shared between shards
-        file = f"experts/{node.name}.safetensors"
-        again = run.init is not None and run.init.has(file) and run.shares(node.level)
-        start = done.get(node.parent)
-        if run.init and again:
-            start = (run.init.shape(node.name), run.init.expert(node.name).state_dict())
-        shape, weights, progress = trainer.train(node, start)
-        done[node.name] = (shape, weights)
-        network, _, _ = trainer.network(shape)
-        record = {
-            "steps": progress.step,
-            "minutes": round(progress.seconds / 60, 2),
-            "samples": len(node.rows),
-            **(run.origin(file) if again else {}),
-        }
-        checkpoint.add_expert(run.out, node.name, shape, network, record)
+    share, shares = run.shard
+    last = len(run.config.tree.levels) - 1
+    done: dict[str, Origin] = {}
+    for level in range(last + 1):
+        mine = [
+            node for place, node in enumerate(nodes)
+            if node.level == level and (level < last or place % shares == share - 1)  # leaves are shared out
+        ]  # fmt: skip
+        again = {node.name: run.old_expert(node.name, level) for node in mine}
+        origins = [again[node.name] or done.get(node.parent) for node in mine]
+        for node, trained in zip(mine, trainer.train_together(mine, origins), strict=True):
+            shape, weights, progress = trained
+            done[node.name] = (shape, weights)
+            record = {
+                "steps": progress.step,
+                "minutes": round(progress.seconds / 60, 2),
+                "samples": len(node.rows),
+                **(run.origin(f"experts/{node.name}.safetensors") if again[node.name] else {}),
+            }
+            checkpoint.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
     checkpoint.add_to_config(run.out, training={"experts": run.about(settings=to_dict(run.config.experts))})
 
 
@@ -269,27 +271,25 @@ def shapes_stage(run: Run) -> None:
 
 
 def longer_stage(run: Run) -> None:
-    """ALL trained on to as many steps as a leaf and its ancestors have together; see evaluate --longer.
+    """ALL trained on, on all degradations, by as many steps as the experts below it on a path have had and at
+    their rates; see evaluate --longer.
 
     The weights go to WORK/longer.safetensors, the model stays as it is.
     """
     tree, records = run.checkpoint.tree(), run.checkpoint.config["training"]["experts"]
-    begun = run.work / "experts" / "0-0.state.safetensors"
-    if not begun.is_file():
-        raise ValueError(f"longer goes on from {begun}, which is not there: run the stage experts first")
-    paths = [[tree.expert_names[expert] for expert in path] for path in tree.expert_table.tolist()]
-    steps = max(sum(records[name]["steps"] for name in path) for path in paths)
-    config = replace(run.config.experts, steps=(steps,), minutes=(math.inf,))
-    own = run.work / "longer"
-    if not (own / "experts" / begun.name).is_file():
-        (own / "experts").mkdir(parents=True, exist_ok=True)
-        shutil.copy(begun, own / "experts" / begun.name)
-    trainer = Trainer(run.corpus, config, own, run.config.seed, run.device, compile=run.compile)
-    node = nodes_of(tree, np.load(run.leaf_file), run.corpus)[0]
-    shape, weights, progress = trainer.train(node, None)
+    every = nodes_of(tree, np.load(run.leaf_file), run.corpus)
+    levels = range(tree.levels)
+    steps = [max(records[node.name]["steps"] for node in every if node.level == level) for level in levels]
+    config = replace(run.config.experts, steps=tuple(steps), minutes=(math.inf,) * tree.levels)
+    work = run.work / "longer"
+    trainer = Trainer(run.corpus, config, work, run.config.seed, run.device, compile=run.compile)
+    shape, weights = run.checkpoint.shape(every[0].name), run.checkpoint.expert(every[0].name).state_dict()
+    for level in levels[1:]:
+        node = replace(every[0], level=level)
+        shape, weights, _ = next(trainer.train_together([node], [(shape, weights)]))
     data = checkpoint.half(trainer.loaded(shape, weights).cpu())
     atomic_write(run.work / "longer.safetensors", lambda file: file.write(data))
-    say(f"ALL of {progress.step} steps: {run.work / 'longer.safetensors'}")
+    say(f"ALL of {sum(steps)} steps: {run.work / 'longer.safetensors'}")
 
 
 def ablate_stage(run: Run) -> None:

@@ -35,7 +35,7 @@ PAIR_TASKS = {"rain100l": Task.DERAIN, "derain_pairs": Task.DERAIN, "lowlight_pa
 PAIR_CAPTIONS = {Task.DERAIN: f"a photo with {REAL_RAIN}", Task.LOWLIGHT: "a photo with real low light"}
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-PAIR_WINDOWS = 6  # windows per real pair, together one recipe
+PAIR_WINDOWS = 12  # windows per real pair, together one recipe
 
 
 @dataclass(frozen=True)
@@ -191,26 +191,47 @@ class Corpus:
             bar.update(len(lq))
         bar.close()
 
-    def batch(self, rows: np.ndarray, px: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Random windows of side `px` out of `rows`, mirrored and turned alike: LQ and HQ (B, 3, px, px) in
-        [0, 1].
+    @cached_property
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """LQ and HQ windows (N, px, px, 3) uint8 as tensors: the files' maps, until `to` copies them."""
+        return torch.from_numpy(self.lq), torch.from_numpy(self.hq)
+
+    def to(self, device: torch.device) -> None:
+        """Keep the windows on `device`, so that `cut` works there: a GPU need not wait for its batches."""
+        if self.pixels[0].device != device:
+            self.pixels = tuple(pixels.to(device) for pixels in self.pixels)  # type: ignore[assignment]
+
+    def draw(self, rows: np.ndarray, px: int, random: np.random.Generator) -> np.ndarray:
+        """A random place (..., 4) in each of `rows` (...): row, top, left, and which of the square's eight
+        symmetries.
         """
         side = self.lq.shape[1]
-        lq = np.empty((len(rows), px, px, 3), np.uint8)
-        hq = np.empty_like(lq)
-        for i, row in enumerate(rows):
-            top, left = generator.integers(0, side - px + 1, 2)
-            turn, flip = generator.integers(0, 4), generator.integers(0, 2)
-            window = np.s_[top : top + px, left : left + px]
-            for out, array in ((lq, self.lq), (hq, self.hq)):
-                piece = np.rot90(array[row][window], int(turn))
-                out[i] = piece[:, ::-1] if flip else piece
-        return _to_tensor(lq), _to_tensor(hq)
+        corner = random.integers(0, side - px + 1, (*rows.shape, 2))
+        return np.concatenate((rows[..., None], corner, random.integers(0, 8, (*rows.shape, 1))), -1)
+
+    def cut(self, places: Tensor, px: int) -> tuple[Tensor, Tensor]:
+        """The windows of side `px` at drawn places (B, 4), mirrored and turned alike: LQ and HQ
+        (B, 3, px, px) in [0, 1], channels-last, where the pixels are.
+        """
+        row, top, left, symmetry = places[:, :, None, None].unbind(1)           # (B, 1, 1) each
+        steps = torch.arange(px, device=places.device)
+        down, along = steps[:, None].expand(px, px), steps.expand(px, px)       # (px, px)
+        turned = symmetry % 2 == 1
+        y, x = torch.where(turned, along, down), torch.where(turned, down, along)
+        y = top + torch.where(symmetry // 2 % 2 == 1, px - 1 - y, y)
+        x = left + torch.where(symmetry // 4 == 1, px - 1 - x, x)
+        lq, hq = (_to_tensor(pixels[row, y, x]) for pixels in self.pixels)
+        return lq, hq
+
+    def batch(self, rows: np.ndarray, px: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Random windows of side `px` out of `rows`: see `draw` and `cut`."""
+        places = torch.from_numpy(self.draw(rows, px, random))
+        return self.cut(places.to(self.pixels[0].device), px)
 
 
-def _to_tensor(pixels: np.ndarray) -> Tensor:
+def _to_tensor(pixels: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], channels-last in memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 def draw_plan(

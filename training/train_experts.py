@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
 from training.data import Corpus
 from training.loop import Budget, Progress, half_precision, train
+from training.side_by_side import CHUNK, Lane, train_together
 from unirestorer.config import ExpertsConfig, NetworkConfig
 from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
+
+Origin = tuple[NetworkConfig, dict[str, Tensor]]  # where an expert starts: a shape and its weights
+Trained = tuple[NetworkConfig, dict[str, Tensor], Progress]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ def network_for(node: Node, config: ExpertsConfig) -> NetworkConfig:
     return config.by_node.get(node.name) or by_task or config.network
 
 
+def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
+    """Whether weights of one shape fit the other: the window is of no account in training."""
+    return replace(one, window_px=other.window_px) == other
+
+
 def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> Tensor:
     """Eq. 5: mean absolute error, the network in bfloat16 where that is faster."""
     with half_precision(lq.device):
@@ -66,30 +78,29 @@ def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> T
     return F.l1_loss(restored.float(), hq)
 
 
-def batches(
+def draws(
     corpus: Corpus, rows: np.ndarray, clean: np.ndarray, config: ExpertsConfig, seed: tuple[int, ...]
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Step number -> LQ and HQ (B, 3, px, px).
+) -> Callable[[int], np.ndarray]:
+    """Chunk number -> places (CHUNK, B, 4) of the windows of its steps.
 
     A share of every batch is undegraded, so that clean photos stay clean.
     """
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng((*seed, step))
-        picked = rows[random.integers(len(rows), size=config.batch)]
+    @functools.lru_cache(maxsize=1)
+    def places(chunk: int) -> np.ndarray:
+        random = np.random.default_rng((*seed, chunk))
+        size = (CHUNK, config.batch)
+        picked = rows[random.integers(len(rows), size=size)]
         if len(clean):
-            undegraded = random.random(config.batch) < config.clean_share
-            picked = np.where(undegraded, clean[random.integers(len(clean), size=config.batch)], picked)
-        return corpus.batch(picked, config.patch_px, random)
+            undegraded = random.random(size) < config.clean_share
+            picked = np.where(undegraded, clean[random.integers(len(clean), size=size)], picked)
+        return corpus.draw(picked, config.patch_px, random)
 
-    return batch
+    return places
 
 
 class Trainer:
-    """Trains experts one after another.
-
-    A shape is built and compiled once and given each expert's weights in turn.
-    """
+    """Trains experts, one after another or side by side; a shape is built and compiled once for all."""
 
     def __init__(
         self,
@@ -105,6 +116,9 @@ class Trainer:
         self.compile = compile
         self.clean = np.flatnonzero(corpus.recipe < 0)
         self.ready: dict[NetworkConfig, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
+        self.by_weights: dict[NetworkConfig, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
+        if device.type == "cuda":
+            corpus.to(device)
 
     def network(
         self, shape: NetworkConfig
@@ -124,33 +138,81 @@ class Trainer:
         network.load_state_dict(weights)
         return network.to(self.device).eval()
 
-    def train(
-        self, node: Node, origin: tuple[NetworkConfig, dict[str, Tensor]] | None, *, quiet: bool = False
-    ) -> tuple[NetworkConfig, dict[str, Tensor], Progress]:
-        """Train `node` from `origin`, its parent's or an earlier model's (shape, weights), where the shapes
-        agree; returns shape, weights and progress.
+    def train(self, node: Node, origin: Origin | None, *, quiet: bool = False) -> Trained:
+        """Train `node` from `origin`, its parent's or an earlier model's weights, where the shapes agree.
 
         Raises ValueError when the node has no rows.
         """
+        shape, budget, places, state = self._plan(node, origin)
+        module, forward, start = self.network(shape)
+        module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
+
+        def loss_at(step: int) -> Tensor:
+            chunk, number = divmod(step, CHUNK)
+            return pixel_loss(forward, *self._cut(torch.from_numpy(places(chunk)[number]).to(self.device)))
+
+        writer = SummaryWriter(str(self.work / "tensorboard"))
+        progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
+        writer.close()
+        return shape, _copy(module), progress
+
+    def train_together(self, nodes: Sequence[Node], origins: Sequence[Origin | None]) -> Iterator[Trained]:
+        """`train` for several nodes of one level. On a GPU they are trained side by side, and the level's
+        minutes are those of all together; elsewhere one after another.
+        """
+        if self.device.type != "cuda":
+            yield from map(self.train, nodes, origins)
+            return
+        lanes, shapes = [], []
+        for node, origin in zip(nodes, origins, strict=True):
+            shape, budget, places, state = self._plan(node, origin)
+            template, _, start = self.network(shape)
+            module = copy.deepcopy(template)
+            module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
+            loss_at = functools.partial(self._loss, self.functional(shape))
+            lanes.append(Lane(node.name, module, loss_at, places, budget, state))
+            shapes.append(shape)
+        train_together(f"experts {nodes[0].name} to {nodes[-1].name}", lanes)
+        for shape, lane in zip(shapes, lanes, strict=True):
+            yield shape, _copy(lane.module), lane.progress
+
+    def functional(self, shape: NetworkConfig) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        """The forward pass of a shape for any weights, compiled once for all of its experts."""
+        shape = replace(shape, window_px=self.config.network.window_px)
+        if shape not in self.by_weights:
+            template = self.network(shape)[0]
+
+            def forward(parameters: dict[str, Tensor], lq: Tensor) -> Tensor:
+                return functional_call(template, parameters, (lq,))
+
+            self.by_weights[shape] = torch.compile(forward) if self.compile else forward
+        return self.by_weights[shape]
+
+    def _loss(
+        self, forward: Callable[[dict[str, Tensor], Tensor], Tensor], parameters: dict[str, Tensor],
+        places: Tensor,
+    ) -> Tensor:  # fmt: skip
+        return pixel_loss(functools.partial(forward, parameters), *self._cut(places))
+
+    def _cut(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        lq, hq = self.corpus.cut(places, self.config.patch_px)
+        return lq.to(self.device), hq.to(self.device)
+
+    def _plan(
+        self, node: Node, origin: Origin | None
+    ) -> tuple[NetworkConfig, Budget, Callable[[int], np.ndarray], Path]:
+        """Shape, budget, windows and state's file of a node."""
         if len(node.rows) == 0:
             raise ValueError(f"expert {node.name} has no training samples: lower tree.levels or add photos")
         config, shape = self.config, network_for(node, self.config)
-        module, forward, start = self.network(shape)
-        warm = origin is not None and origin[0] == shape
-        module.load_state_dict(origin[1] if origin and warm else start)
+        warm = origin is not None and same_weights(origin[0], shape)
         depth = node.level if warm or node.level == 0 else 0
         budget = Budget(
             config.steps[node.level], config.minutes[node.level], config.lr[depth], ema=config.ema
         )
-        batch = batches(self.corpus, node.rows, self.clean, config, (self.seed, node.level, node.index))
+        places = draws(self.corpus, node.rows, self.clean, config, (self.seed, node.level, node.index))
+        return shape, budget, places, self.work / "experts" / f"{node.name}.state.safetensors"
 
-        def loss_at(step: int) -> Tensor:
-            lq, hq = batch(step)
-            return pixel_loss(forward, lq.to(self.device), hq.to(self.device))
 
-        writer = SummaryWriter(str(self.work / "tensorboard"))
-        state = self.work / "experts" / f"{node.name}.state.safetensors"
-        progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
-        writer.close()
-        weights = {key: value.detach().clone() for key, value in module.state_dict().items()}
-        return shape, weights, progress
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}

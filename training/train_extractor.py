@@ -157,6 +157,8 @@ def train_extractor(
     if init is not None and not state.is_file():
         adopt(model, init, captions, tokens)
     groups, share = balanced_rows(corpus, config.clean_share)
+    if device.type == "cuda":
+        corpus.to(device)
     image = torch.compile(model.image) if compile else model.image
 
     def loss_at(step: int) -> Tensor:
@@ -185,9 +187,10 @@ def train_extractor(
 
 
 @torch.no_grad()
-def corpus_drs(extractor: Extractor, corpus: Corpus, device: torch.device, batch: int = 32) -> Tensor:
+def corpus_drs(extractor: Extractor, corpus: Corpus, device: torch.device) -> Tensor:
     """DRs (N, D) of all windows of a corpus, by the view policy of serving."""
     extractor.to(device)
+    batch = 32 if device.type == "cpu" else 256
     parts = []
     for start in tqdm(range(0, len(corpus), batch), desc="DRs", unit="batch"):
         pixels = torch.from_numpy(corpus.lq[start : start + batch].copy())

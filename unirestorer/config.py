@@ -46,6 +46,10 @@ class NetworkConfig:
     unshuffle: int = 1  # nafnet: pixel-unshuffle factor of the stem, 1 = full resolution
 
 
+# Haze and low light are degradations of the whole photo: their experts look further around every pixel.
+WIDE_WINDOW = NetworkConfig(window_px=192)
+
+
 @dataclass(frozen=True)
 class ExtractorConfig:
     """The DR extractor D: an open_clip tower and its training by contrast."""
@@ -100,10 +104,10 @@ class ExpertsConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     by_node: dict[str, NetworkConfig] = field(
-        default_factory=dict
+        default_factory=lambda: {Task.DEHAZE.value: WIDE_WINDOW, Task.LOWLIGHT.value: WIDE_WINDOW}
     )  # "level-index" or a task's name -> another shape
     steps: tuple[int, ...] = (60000, 15000, 5000)
-    minutes: tuple[float, ...] = (75.0, 17.0, 5.0)
+    minutes: tuple[float, ...] = (75.0, 17.0, 5.0)  # of each expert; on a GPU of all of a level, side by side
     batch: int = 8
     patch_px: int = 64
     lr: tuple[float, ...] = (1e-3, 5e-4, 3e-4)
@@ -180,7 +184,7 @@ PRESETS: dict[str, Config] = {
         corpus=CorpusConfig(recipes=12, photos_per_recipe=2, clean=12),
         tree=TreeConfig(minimum_samples=2),
         experts=ExpertsConfig(
-            network=NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)),
+            network=NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)), by_node={},
             steps=(8, 3, 2), minutes=(0.3, 0.1, 0.05), batch=2, patch_px=32,
         ),
         routers=RoutersConfig(

@@ -19,7 +19,7 @@ from unirestorer.imaging import views
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-VIEWS_PER_PASS = 16
+VIEWS_PER_PASS = {"cpu": 16, "cuda": 512}
 MAX_TOWER_PARAMETERS = 500_000_000
 
 
@@ -139,7 +139,7 @@ class Extractor(nn.Module):
         The photos may lie elsewhere than the weights: only the views are moved.
         """
         crops = views(x, self.config.view_px)  # (B, V, 3, 224, 224)
-        parts = crops.flatten(0, 1).split(VIEWS_PER_PASS)
+        parts = crops.flatten(0, 1).split(VIEWS_PER_PASS[self.caption_features.device.type])
         features = [self.embed(part.to(self.caption_features.device)) for part in parts]
         return F.normalize(torch.cat(features).unflatten(0, crops.shape[:2]).mean(1), dim=-1)
 
