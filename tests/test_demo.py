@@ -1,6 +1,7 @@
 """The page without a browser: sentences, figures, tree view, palette, handlers with good and bad input."""
 
 import colorsys
+import html
 import io
 import json
 import re
@@ -188,7 +189,8 @@ def test_nodes_have_their_tasks_colour() -> None:
 
 
 def test_the_map_shows_what_describe_says(model: UniRestorer, report: dict) -> None:
-    figure = figures.map_figure(model.map, model.tree, report)
+    figure = panels.draw_map(model, "type")
+    assert figure is not None
     traces = {trace.name: trace for trace in figure.data}
     points = sum(len(traces[name].x) for name in words.TASK_WORDS.values())
     assert points == len(model.map.xy)
@@ -196,18 +198,15 @@ def test_the_map_shows_what_describe_says(model: UniRestorer, report: dict) -> N
     rain = model.map.task == "derain"
     assert list(traces["rain"].text) == model.map.text[rain].tolist()
     np.testing.assert_array_equal(traces["rain"].x, model.map.xy[rain, 0])
-    star = traces["your photo"]
-    assert (star.x[0], star.y[0], star.marker.symbol) == (report["map"]["x"], report["map"]["y"], "star")
-    ends = [x for i, x in enumerate(traces["neighbours"].x) if i % 3 == 1]
-    assert ends == [float(model.map.xy[i, 0]) for i in report["map"]["neighbors"]]
+    assert [trace.name for trace in figure.data[-2:]] == ["neighbours", "your photo"]
+    lines, star = figures.star_place(model.map, report)
+    assert star == {"x": [report["map"]["x"]], "y": [report["map"]["y"]]}
+    assert lines["x"][::3] == star["x"] * len(report["map"]["neighbors"])
+    assert lines["x"][1::3] == [float(model.map.xy[i, 0]) for i in report["map"]["neighbors"]]
+    assert lines["y"][1::3] == [float(model.map.xy[i, 1]) for i in report["map"]["neighbors"]]
     assert len(traces["centres"].x) == len(model.tree.expert_names)
     branches = sum(x is None for x in traces["tree"].x)
     assert branches == len(model.tree.expert_names) - 1, "every node but the root hangs on its parent"
-
-
-def test_the_map_without_a_photo_has_no_star(model: UniRestorer) -> None:
-    names = [trace.name for trace in figures.map_figure(model.map, model.tree).data]
-    assert "your photo" not in names and "centres" in names
 
 
 def test_hover_texts_are_escaped() -> None:
@@ -426,17 +425,21 @@ def test_bad_recipes_are_sentences(arguments: tuple) -> None:
 def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     model = handlers.model
     start = panels.draw(model, View())
-    assert "Drop a photo" in start.verdict and start.map is not None and start.choice_words == ""
+    assert "Drop a photo" in start.verdict and start.choice_words == "" and "data-star" not in start.what
     auto, chosen = handlers.views(photo, ["dehaze"], "", None)
     first, second = panels.draw(model, auto), panels.draw(model, chosen)
     assert words.took_over(auto.memory.auto.report) in text_of(first.verdict)
     assert "Restoring your choice" in first.hint and second.hint == ""
-    assert second.map is None, "the estimate is the same, so the map stays"
+    place = re.findall(r'data-star="([^"]+)"', first.what)
+    star = figures.star_place(model.map, auto.memory.auto.report)
+    assert [json.loads(html.unescape(text)) for text in place] == [star]
+    assert second.what == first.what, "the estimate is the same, so the star stays"
     assert "<s>" in second.who and "<s>" not in first.who
     assert "Only haze kept" in second.choice_words
     bare = UniRestorer(model.extractor, model.tree, model.router, model.experts)
     (view,) = Handlers(bare, handlers.folder).views(photo, [], "", None)
-    assert "no map" in panels.draw(bare, view).what
+    assert panels.draw_map(bare, "type") is None
+    assert "no map" in (unmapped := panels.draw(bare, view).what) and "data-star" not in unmapped
 
 
 def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:

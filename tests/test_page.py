@@ -104,6 +104,7 @@ class Visit:
         size: tuple[int, int] = (1440, 1000),
         dark: bool = False,
         query: str = "",
+        shown: str = "#map .scatterlayer",
     ) -> None:
         self.context = browser.new_context(viewport={"width": size[0], "height": size[1]})
         self.page = self.context.new_page()
@@ -112,8 +113,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("request", lambda request: self._check(request.url, url))
         self.page.goto(f"{url}/?__theme={'dark' if dark else 'light'}{query}")
-        self.page.wait_for_selector("#examples [data-example]", state="attached")
-        self.page.wait_for_selector("#map .scatterlayer", state="attached")
+        self.page.wait_for_selector(shown, state="attached")
         self.page.wait_for_selector("#sidebar .toggle-button[aria-expanded]", state="attached")
 
     def _check(self, request: str, url: str) -> None:
@@ -231,6 +231,34 @@ def test_forcing_by_keyboard_and_starting_over(browser: Any, url: str, photo: st
 
 def divider_left(page: Any) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('#auto-slider .outer')).transform")
+
+
+def test_the_star_stands_where_the_report_says(browser: Any, url: str, tmp_path: Path) -> None:
+    """Moved with each photo, also on a map that was coloured anew or not yet drawn; gone without one."""
+    star = """() => {
+        const map = document.querySelector('#map .js-plotly-plot');
+        const drawn = map?.querySelector('.scatterlayer > g:last-child .point');
+        return drawn ? String([map.data.at(-1).x[0], map.data.at(-1).y[0]]) : null;
+    }"""
+    with Visit(browser, url, query="&tab=lessons&example=0", shown="#lessons") as visit:
+        page = visit.page
+        page.wait_for_timeout(1000)  # restored behind the lessons
+        page.get_by_role("tab", name="Restore").click()
+        page.wait_for_function(star)
+        place = page.evaluate(star)
+        for seed in (1, 2):
+            visit.upload(make_photo(tmp_path / f"{seed}.png", seed))
+            page.wait_for_function(f"before => ({star})() !== before", arg=place)
+            place = page.evaluate(star)
+            reported = json.loads(visit.download("#report"))["auto"]["map"]
+            assert [float(part) for part in place.split(",")] == [reported["x"], reported["y"]]
+        page.evaluate("document.querySelector('#map .js-plotly-plot').data.old = true")
+        page.get_by_label("leaf", exact=True).check()
+        page.wait_for_function("!document.querySelector('#map .js-plotly-plot').data.old")
+        page.wait_for_function(star)
+        assert page.evaluate(star) == place
+        page.click("#reset")
+        page.wait_for_function(f"() => ({star})() === null")
 
 
 def test_the_lab_follows_the_slider_and_sweeps(browser: Any, url: str, photo: str) -> None:

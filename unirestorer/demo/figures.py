@@ -23,11 +23,8 @@ def colour_by(tree: DegradationTree) -> tuple[str, ...]:
     return ("cluster", "leaf") if words.knows_several(tree) else ("type", "degree", "leaf")
 
 
-def map_figure(
-    map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None, by: str = "type"
-) -> go.Figure:
-    """The training DRs coloured by one of `colour_by`, the tree drawn over them and, with a `report`, its
-    photo as a star.
+def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") -> go.Figure:
+    """The training DRs coloured by one of `colour_by`, and the tree drawn over them.
 
     Plain SVG markers: a few thousand draw at once, and WebGL is missing in too many classrooms.
     """
@@ -40,8 +37,6 @@ def map_figure(
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     _draw_tree(figure, map_, tree)
-    if report is not None:
-        _draw_star(figure, map_, report)
     figure.update_layout(
         template="none",
         showlegend=False,
@@ -187,25 +182,31 @@ def _sides(map_: DegradationMap, places: list[list[float]]) -> list[str]:
     return [f"top {'right' if at < 0.1 else 'left' if at > 0.9 else 'center'}" for at in across]
 
 
-def _draw_star(figure: go.Figure, map_: DegradationMap, report: dict[str, Any]) -> None:
-    place = report["map"]
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for neighbour in place["neighbors"]:
-        x += [place["x"], float(map_.xy[neighbour, 0]), None]
-        y += [place["y"], float(map_.xy[neighbour, 1]), None]
+def add_star(figure: go.Figure) -> None:
+    """The marks of a visitor's photo, nowhere yet: page.js moves them to the photo's `star_place`.
+
+    Two traces, the lines to its neighbours and the star. Moving them takes a fifth of drawing the map anew.
+    """
     figure.add_scatter(
-        x=x, y=y, mode="lines", name="neighbours", hoverinfo="skip",
+        x=[None], y=[None], mode="lines", name="neighbours", hoverinfo="skip",
         line={"color": "#111827", "width": 1},
     )  # fmt: skip
     figure.add_scatter(
-        x=[place["x"]], y=[place["y"]], mode="markers", name="your photo",
+        x=[None], y=[None], mode="markers", name="your photo",
         marker={
             "symbol": "star", "size": 22, "color": theme.STAR_COLOUR,
             "line": {"color": "#111827", "width": 2},
         },
         hovertemplate="your photo<extra></extra>",
     )  # fmt: skip
+
+
+def star_place(map_: DegradationMap, report: dict[str, Any]) -> list[dict[str, list[float | None]]]:
+    """x and y of both traces of `add_star`: a line to each of the photo's neighbours, and the photo."""
+    place = report["map"]
+    ends = [[place["x"], place["y"]]]
+    lines = [point for end in map_.xy[place["neighbors"]].tolist() for point in (*ends, end, [None, None])]
+    return [{"x": [x for x, _ in points], "y": [y for _, y in points]} for points in (lines, ends)]
 
 
 def histogram(reference: np.ndarray, report: dict[str, Any] | None = None) -> str:

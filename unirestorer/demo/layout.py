@@ -128,7 +128,7 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
                 card = _photo_card(examples, words.knows_several(model.tree))
                 results = _results(start)
             with gr.Row(equal_height=True, elem_id="panels"):
-                explanations = _explanations(start, figures.colour_by(model.tree))
+                explanations = _explanations(model, start)
         with gr.Tab("Degradation lab", id="lab") as lab_tab:
             lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
         with gr.Tab("Compare experts", id="compare") as compare_tab:
@@ -258,18 +258,24 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
     return ResultColumn(column, title, slider, sentence, png)
 
 
-def _explanations(start: panels.Panels, colour_by: Sequence[str]) -> Explanations:
+def _explanations(model: UniRestorer, start: panels.Panels) -> Explanations:
+    colour_by = figures.colour_by(model.tree)
+    mapped = model.map is not None
     with gr.Column(scale=10, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("what"))
         by = gr.Radio(
             list(colour_by),
             value=colour_by[0],
             label="Colour by",
-            visible=start.map is not None,
+            visible=mapped,
             elem_id="map-by",
         )
         chart = gr.Plot(
-            start.map, show_label=False, container=False, visible=start.map is not None, elem_id="map"
+            panels.draw_map(model, colour_by[0]),
+            show_label=False,
+            container=False,
+            visible=mapped,
+            elem_id="map",
         )
         what = gr.HTML(start.what, elem_id="what")
     with gr.Column(scale=7, min_width=280, elem_classes="card"):
@@ -299,7 +305,6 @@ def _connect_model(
         tasks: list[str],
         expert: str | None,
         memory: Memory | None,
-        by: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> Iterator[dict[Any, Any]]:
         def tell(share: float) -> None:
@@ -308,10 +313,10 @@ def _connect_model(
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
             if view.error is not None:
                 gr.Warning(jobs.sorry(view.error))
-            yield show(view, by)
+            yield show(view)
 
-    def show(view: View, by: str) -> dict[Any, Any]:
-        drawn = panels.draw(handlers.model, view, by)
+    def show(view: View) -> dict[Any, Any]:
+        drawn = panels.draw(handlers.model, view)
         updates = {
             memory: view.memory,
             results.verdict: drawn.verdict,
@@ -324,10 +329,9 @@ def _connect_model(
             explanations.who: drawn.who,
             **_result(results.choice, view.memory, view.choice, drawn.choice_title, drawn.choice_words),
         }
-        if view.fresh:  # else auto's result and the map stand already
+        if view.fresh:  # else auto's result stands already
             auto = view.memory.auto if view.memory else None
             updates |= _result(results.auto, view.memory, auto, drawn.auto_title, "")
-            updates[explanations.map] = drawn.map
         return updates
 
     outputs = [
@@ -335,12 +339,12 @@ def _connect_model(
         *(results.verdict, results.below, results.hint, results.report, results.timing),
         *vars(results.auto).values(),
         *vars(results.choice).values(),
-        *(explanations.map, explanations.what, explanations.sure, explanations.who),
+        *(explanations.what, explanations.sure, explanations.who),
     ]
     running = gr.on(
         [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
         run,
-        [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
+        [card.photo, sidebar.tasks, sidebar.expert, memory],
         outputs,
         api_visibility="private",
         trigger_mode="always_last",
@@ -350,11 +354,11 @@ def _connect_model(
         show_progress_on=[results.verdict],
     )
 
-    def colour(by: str, memory: Memory | None) -> go.Figure | None:
-        return panels.draw_map(handlers.model, memory.auto.report if memory else None, by)
+    def colour(by: str) -> go.Figure | None:
+        return panels.draw_map(handlers.model, by)
 
     explanations.by.change(
-        colour, [explanations.by, memory], explanations.map, api_visibility="private",
+        colour, explanations.by, explanations.map, api_visibility="private",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}

@@ -24,6 +24,19 @@ window.unirestorerReady = () => {
       if (!input.getAttribute("aria-label")) input.setAttribute("aria-label", "Choose a photo");
     });
   };
+  // The photo's marks on the map are its last two traces. They are moved alone: drawing the thousands around
+  // them would take longer than the answer. A map that was drawn anew (coloured otherwise) has not got them yet.
+  const star = () => {
+    const map = document.querySelector("#map .js-plotly-plot");
+    if (!map?.calcdata || !window.Plotly) return;
+    const place = document.querySelector("#what [data-star]")?.dataset.star ?? "";
+    if ((map.data.star ?? "") === place) return;
+    map.data.star = place;
+    const nowhere = { x: [null], y: [null] };
+    const traces = [map.data.length - 2, map.data.length - 1];
+    const still = { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } };
+    window.Plotly.animate(map, { data: place ? JSON.parse(place) : [nowhere, nowhere], traces }, still);
+  };
   let lesson = document.querySelector("[data-lesson]")?.dataset.lesson;
   const follow = () => {
     const now = document.querySelector("[data-lesson]")?.dataset.lesson;
@@ -32,6 +45,7 @@ window.unirestorerReady = () => {
   };
   new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  new MutationObserver(star).observe(document.body, { childList: true, subtree: true });
   name();
 };
 

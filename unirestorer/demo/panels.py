@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,16 +62,14 @@ class Panels:
     choice_title: str
     choice_words: str
     hint: str
-    map: go.Figure | None  # None: leave the map as it is
     what: str
     sure: str
     who: str
     timing: str
 
 
-def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
-    """All panels. They explain the second result where there is one, else auto mode's. `by` colours the map.
-    """
+def draw(model: UniRestorer, view: View) -> Panels:
+    """All panels. They explain the second result where there is one, else auto mode's."""
     auto = view.memory.auto.report if view.memory else None
     choice = view.choice.report if view.choice else None
     report = choice or auto
@@ -82,19 +81,20 @@ def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
         hint=""
         if choice or not auto
         else f'<p class="hint">{"Restoring your choice …" if view.waiting else HINT}</p>',
-        map=draw_map(model, auto, by) if view.fresh else None,
-        what=_what(auto),
+        what=_what(model, auto),
         sure=_sure(model, auto),
         who=_who(model, view, report, auto),
         timing=_timing(view),
     )
 
 
-def draw_map(
-    model: UniRestorer, report: dict[str, Any] | None = None, by: str = "type"
-) -> go.Figure | None:
-    """The map with the photo's star, or nothing where the model has no map."""
-    return None if model.map is None else figures.map_figure(model.map, model.tree, report, by)
+def draw_map(model: UniRestorer, by: str) -> go.Figure | None:
+    """The map, coloured by one of `figures.colour_by`, or nothing where the model has no map."""
+    if model.map is None:
+        return None
+    figure = figures.map_figure(model.map, model.tree, by)
+    figures.add_star(figure)
+    return figure
 
 
 def panel_title(key: str) -> str:
@@ -149,10 +149,13 @@ def _choice_words(view: View, choice: dict[str, Any]) -> str:
     return f'<p class="sub">{html.escape(said)}</p>'
 
 
-def _what(auto: dict[str, Any] | None) -> str:
+def _what(model: UniRestorer, auto: dict[str, Any] | None) -> str:
     if auto is None:
         return '<p class="sub">Your photo will appear here as a star, joined to its nearest neighbours.</p>'
-    return f'<p class="say">{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
+    star = ""
+    if model.map is not None:  # where page.js puts the star
+        star = f' data-star="{html.escape(json.dumps(figures.star_place(model.map, auto)))}"'
+    return f'<p class="say"{star}>{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
 
 
 def _sure(model: UniRestorer, auto: dict[str, Any] | None) -> str:
