@@ -457,6 +457,13 @@ def test_what_is_no_photo_is_said_on_the_page(browser: Any, url: str, photo: str
         assert "cannot be used" in page.inner_text("[data-testid=toast-body]")
         assert not page.locator("#auto-slider").is_visible()
         assert page.evaluate("window.evil") is None
+        page.reload()
+        page.wait_for_selector("#examples [data-example]")
+        visit.upload(photo)
+        page.set_input_files("#photo input[type=file]", str(evil))  # in the other one's place
+        page.wait_for_selector("#verdict .bad")
+        page.wait_for_timeout(1000)
+        assert page.inner_text("[data-testid=toast-body]").count("cannot be used") == 1
         visit.problems = [p for p in visit.problems if "Failed to load resource" not in p]
 
 

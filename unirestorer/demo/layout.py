@@ -299,21 +299,23 @@ def _connect_model(
     explanations: Explanations,
 ) -> None:
     """A new photo, other tasks or another expert: run the model and redraw."""
+    refused = gr.State(None, time_to_live=KEPT_SECONDS)  # the photo that the visitor was warned of
 
     def run(
         photo: str | None,
         tasks: list[str],
         expert: str | None,
         memory: Memory | None,
+        warned: str | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> Iterator[dict[Any, Any]]:
         def tell(share: float) -> None:
             progress(share, desc="Restoring")
 
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
-            if view.error is not None:
+            if view.error is not None and photo != warned:  # a replaced photo's change comes twice
                 gr.Warning(jobs.sorry(view.error))
-            yield show(view)
+            yield {**show(view), refused: photo if view.error else None}
 
     def show(view: View) -> dict[Any, Any]:
         drawn = panels.draw(handlers.model, view)
@@ -336,6 +338,7 @@ def _connect_model(
 
     outputs = [
         memory,
+        refused,
         *(results.verdict, results.below, results.hint, results.report, results.timing),
         *vars(results.auto).values(),
         *vars(results.choice).values(),
@@ -344,7 +347,7 @@ def _connect_model(
     running = gr.on(
         [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
         run,
-        [card.photo, sidebar.tasks, sidebar.expert, memory],
+        [card.photo, sidebar.tasks, sidebar.expert, memory, refused],
         outputs,
         api_visibility="private",
         trigger_mode="always_last",
