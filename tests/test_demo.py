@@ -146,8 +146,31 @@ def test_names_lists_times_and_devices_in_words() -> None:
     assert words.task_list([Task.DEJPEG, Task.DERAIN, Task.DENOISE]) == "rain, noise and JPEG artefacts"
     assert words.timing(made(0, 0, 0)["seconds"]).replace(words.NBSP, " ") == "estimate 82 ms · restore 1.2 s"
     assert "CPU" in words.device("cpu") and "GPU" in words.device("cuda")
-    assert [words.level_word(level, 3) for level in range(3)] == ["ALL", "TYPE", "DEGREE"]
-    assert words.level_word(0, 1).replace(words.NBSP, " ") == "LEVEL 0"
+    assert words.spoken("noise, medium 2") == "medium noise 2" and words.spoken("everything") == "everything"
+
+
+def test_levels_are_named_after_what_their_nodes_are() -> None:
+    tree = make_tiny_tree()
+    assert words.level_words(tree) == ("ALL", "TYPE", "DEGREE")
+    assert words.expert_label(replace(tree, names=(*tree.names[:2], ("rain, heavy",) * 19)), 8) == (
+        "DEGREE: heavy rain"
+    )
+    assert words.level_words(make_mixed_tree()) == ("ALL", "GROUP", "SUBGROUP"), "no node has one type"
+    flat = replace(
+        tree, centers=tree.centers[-1:], parents=(torch.zeros(19, dtype=torch.long),), names=tree.names[-1:]
+    )
+    assert words.level_words(flat) == (f"LEVEL{words.NBSP}0",)
+
+
+def test_captions_are_set_beside_the_verdict() -> None:
+    agree = {**made(0.9, 50.0, 2), "seen": {"derain": 0.9, "dehaze": 0.1}}
+    assert "its verdict counts." in words.captions_note(agree)
+    differ = {**agree, "seen": {"derain": 0.1, "dehaze": 0.9}}
+    assert words.captions_note(differ).endswith("differ: haze by the words, rain by the router.")
+    clean = {**made(0.9, 50.0, 2, CLEAN_CAPTION), "seen": agree["seen"]}
+    assert "no place for clean photos" in words.captions_note(clean)
+    leaves = [{**leaf, "name": "rain + haze"} for leaf in agree["leaves"]]
+    assert "add up all that name" in words.captions_note({**agree, "leaves": leaves})
 
 
 def test_a_mistake_is_told_without_markup() -> None:
@@ -286,6 +309,25 @@ def test_the_tree_takes_any_topology() -> None:
     )
     assert tree_html(flat).count("<li>") == 19
     assert "LEVEL" in tree_html(flat)
+
+
+def test_the_tree_says_no_more_than_is_known(model: UniRestorer, report: dict) -> None:
+    """A percentage for each branch but the root, to which every photo belongs; what "real" means, if said."""
+    markup = tree_html(model.tree, report)
+    assert markup.count('class="p"') == len(model.tree.expert_names) - 1
+    heads = re.findall(r'<div class="head">([^<]*)</div>', markup)
+    assert heads == ["ALL", "TYPE", "DEGREE"] and "photographed" not in markup
+    names = (*model.tree.names[:2], ("rain, real", *model.tree.names[2][1:]))
+    assert "learnt mostly from photographed rain," in tree_html(replace(model.tree, names=names))
+
+
+def test_a_result_points_to_the_other_kind_of_model(model: UniRestorer) -> None:
+    mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts)
+    mixed.name = "several"
+    told = panels.other_models(model, [model, mixed])
+    assert 'data-model="several"' in told and "More than one thing wrong" in text_of(told)
+    assert "Only one thing wrong" in text_of(panels.other_models(mixed, [model, mixed]))
+    assert panels.other_models(model, [model]) == ""
 
 
 # Handlers
@@ -459,19 +501,20 @@ def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
         points = [trace for trace in traces if trace.marker.size == 5.5]
         assert sum(len(trace.x) for trace in points) == len(map_.xy)
         groups[by] = {trace.name: trace for trace in points}
-    assert len(groups["type"]) == 8 and len(groups["leaf"]) == tree.leaves + 1 and "clean" in groups["leaf"]
+    assert len(groups["type"]) == 8 and len(groups["finest expert"]) == tree.leaves + 1
+    assert "clean" in groups["finest expert"]
     colour = {name: trace.marker.color for name, trace in groups["degree"].items()}
     for worse, better in (("heavy rain", "light rain"), ("heavy compression", "light compression")):
         assert lightness(colour[worse]) < lightness(colour[better])
     shades = theme.node_colours(tree)
-    assert groups["leaf"]["5"].marker.color == shades[tree.offsets[-1] + 5]
+    assert groups["finest expert"]["5"].marker.color == shades[tree.offsets[-1] + 5]
 
 
 def test_the_map_of_mixtures_is_coloured_by_cluster_or_leaf() -> None:
     tree = make_mixed_tree()
     map_ = make_tiny_map(tree)
-    assert figures.colour_by(tree) == ("cluster", "leaf")
-    for by, count in (("cluster", 4), ("leaf", 8)):
+    assert figures.colour_by(tree) == ("group", "subgroup")
+    for by, count in (("group", 4), ("subgroup", 8)):
         points = [t for t in figures.map_figure(map_, tree, by=by).data if t.marker.size == 5.5]
         assert sum(len(trace.x) for trace in points) == len(map_.xy)
         assert len({trace.marker.color for trace in points}) == len(points) == count
@@ -595,12 +638,14 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     cases = {
         "single-in/dehaze-1": {"n": 4, "psnr": psnr},
         f"single-out/{EVIL}": {"n": EVIL, "psnr": {"input": 20.0, "auto": 19.0}},
+        "single-out/deblur-31": {"n": 4, "psnr": {"input": 20.0, "auto": 19.999}},
         "real/polyu": {"n": 4, "psnr": psnr},
     }
     (folder / "metrics.json").write_text(json.dumps({"evaluation": {"cases": cases}}))
     shown = card_html(model)
     assert "20.00" in shown and "24.25" in shown and "+3.50" in shown and "-1.00" in shown
-    assert "<img" not in shown and shown.count("<tr>") == 4 and "polyu" not in shown
+    assert "<img" not in shown and shown.count("<tr>") == 5 and "polyu" not in shown
+    assert ">haze, 1<" in shown and ">blur, 31<" in shown and "+0.00" in shown and "-0.00" not in shown
     for broken in ("{", "[]", '{"evaluation": {"cases": {"a": 3}}}', '{"evaluation": 1}'):
         (folder / "metrics.json").write_text(broken)
         assert "<table" not in card_html(model)

@@ -253,7 +253,7 @@ def test_the_star_stands_where_the_report_says(browser: Any, url: str, tmp_path:
             reported = json.loads(visit.download("#report"))["auto"]["map"]
             assert [float(part) for part in place.split(",")] == [reported["x"], reported["y"]]
         page.evaluate("document.querySelector('#map .js-plotly-plot').data.old = true")
-        page.get_by_label("leaf", exact=True).check()
+        page.get_by_label("finest expert", exact=True).check()
         page.wait_for_function("!document.querySelector('#map .js-plotly-plot').data.old")
         page.wait_for_function(star)
         assert page.evaluate(star) == place
@@ -413,14 +413,14 @@ def test_the_other_model_takes_the_photo_along(browser: Any, url: str, photo: st
         page = visit.page
         visit.upload(photo)
         page.wait_for_selector("#choice-slider img")
-        page.get_by_role("link", name="tiny-mixed").click()
+        page.locator("#models").get_by_role("link", name="tiny-mixed").click()
         page.wait_for_url("**/tiny-mixed?*")
         page.wait_for_selector("#choice-slider img")
         assert "Only noise kept" in page.inner_text("#choice") and "expert" not in page.url
         assert "13 experts" in page.inner_text("#models")
         assert page.locator("#who [data-expert]").count() == 13
         assert page.locator("#models [aria-current]").inner_text().startswith("tiny-mixed")
-        page.get_by_role("link", name="one degradation").click()
+        page.locator("#other-models a").click()
         page.wait_for_url(lambda address: "tiny-mixed" not in address)
         page.wait_for_selector("#choice-slider img")
         assert page.locator("#who [data-expert]").count() == 27
@@ -434,6 +434,11 @@ def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
         assert not page.locator("#tasks").is_visible()
         page.click('[data-example="2"]')
         page.wait_for_selector("#auto-slider img")
+        page.wait_for_selector("#verdict .lead")
+        place = "document.querySelector('{}').getBoundingClientRect().{}"
+        page.wait_for_function(place.format("#verdict .lead", "bottom < 844"))  # scrolled to
+        page.click("#verdict [data-why=sure]")
+        page.wait_for_function(place.format("#why-sure", "top < 60"))
         toggle.click()
         page.get_by_label("Noise", exact=True).check()
         toggle.click()

@@ -20,7 +20,7 @@ LINE_COLOUR = "#64748B"
 
 def colour_by(tree: DegradationTree) -> tuple[str, ...]:
     """What the map may be coloured by, the usual first."""
-    return ("cluster", "leaf") if words.knows_several(tree) else ("type", "degree", "leaf")
+    return ("group", "subgroup") if words.knows_several(tree) else ("type", "degree", "finest expert")
 
 
 def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") -> go.Figure:
@@ -68,12 +68,12 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
     for name, colour, symbol, rows in _tasks(map_):
         keys = _degrees(map_, rows) if by == "degree" else map_.leaf[rows]
         task = next((task for task, word in words.TASK_WORDS.items() if word == name), None)
-        if by == "type" or (by == "degree" and task is None) or (by == "leaf" and (keys < 0).all()):
+        if by == "type" or (by == "degree" and task is None) or (by == "finest expert" and (keys < 0).all()):
             groups.append((name, colour, symbol, rows))
             continue
         shades = theme.node_colours(tree)
         for key in sorted(set(keys.tolist())):
-            shade = shades[tree.offsets[-1] + int(key)] if by == "leaf" else _degree_colour(task, key)
+            shade = _degree_colour(task, key) if by == "degree" else shades[tree.offsets[-1] + int(key)]
             groups.append((str(key), shade, symbol, rows[keys == key]))
     return groups
 
@@ -81,8 +81,8 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
 def _clusters(
     map_: DegradationMap, tree: DegradationTree, by: str
 ) -> list[tuple[str, str, str, np.ndarray]]:
-    """The same where tasks mix: by leaf, else by the clusters right below ALL."""
-    level = tree.levels - 1 if by == "leaf" else min(1, tree.levels - 1)
+    """The same where tasks mix: by leaf ("subgroup"), else by the clusters right below ALL."""
+    level = tree.levels - 1 if by == "subgroup" else min(1, tree.levels - 1)
     nodes = np.where(map_.leaf < 0, -1, tree.expert_table.numpy()[map_.leaf, level])
     shades = theme.node_colours(tree)
     groups = [("clean", theme.CLEAN_COLOUR, theme.CLEAN_SYMBOL, np.flatnonzero(nodes < 0))]
@@ -243,22 +243,26 @@ def _behind(edge: float, value: float | None) -> str:
 def level_bars(tree: DegradationTree, report: dict[str, Any] | None = None) -> str:
     """How likely each granularity is, the chosen one marked."""
     rows = []
-    for level in range(tree.levels):
+    for level, name in enumerate(words.level_words(tree)):
         entry = None if report is None else report["levels"][level]
         chosen = report is not None and report["level"] == level
-        name = words.level_word(level, tree.levels)
-        rows.append(
-            bar(name, entry["name"] if entry else "", entry["probability"] if entry else None, chosen)
-        )
-    return f'<div class="bars" role="list">{"".join(rows)}</div>'
+        expert = words.spoken(entry["name"]) if entry else ""
+        rows.append(bar(name, expert, entry["probability"] if entry else None, chosen))
+    return (
+        '<p class="label">Granularity: how narrow the expert is</p>'
+        f'<div class="bars" role="list">{"".join(rows)}</div>'
+    )
 
 
 def caption_bars(report: dict[str, Any] | None) -> str:
-    """The captions that fit the photo best."""
+    """The captions that fit the photo best, and what they have to do with the verdict."""
     if report is None:
         return ""
     rows = [bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
-    return f'<p class="label">Nearest captions</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+    return (
+        f'<p class="label">In words</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+        f'<p class="sub after">{html.escape(words.captions_note(report))}</p>'
+    )
 
 
 def bar(title: str, name: str, probability: float | None, chosen: bool) -> str:

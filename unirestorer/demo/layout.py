@@ -126,7 +126,7 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
         with gr.Tab("Restore", id="restore"):
             with gr.Row(equal_height=True, elem_id="first"):
                 card = _photo_card(examples, words.knows_several(model.tree))
-                results = _results(start)
+                results = _results(start, panels.other_models(model, models))
             with gr.Row(equal_height=True, elem_id="panels"):
                 explanations = _explanations(model, start)
         with gr.Tab("Degradation lab", id="lab") as lab_tab:
@@ -174,7 +174,7 @@ def _sidebar(model: UniRestorer, models: Sequence[UniRestorer]) -> Sidebar:
         tasks = gr.CheckboxGroup(
             [(word[0].upper() + word[1:], task.value) for task, word in known],
             label="What is wrong with the photo?",
-            info="Branches for anything else are pruned.",
+            info="Experts for anything else are ruled out.",
             elem_id="tasks",
         )
         expert = gr.Dropdown(
@@ -200,7 +200,7 @@ def _photo_card(examples: tuple[Example, ...], several: bool) -> PhotoCard:
             sources=["upload", "clipboard", "webcam"],
             label="Photo",
             show_label=False,
-            height=290,
+            height=240,
             buttons=["fullscreen"],
             elem_id="photo",
             alt_text="The photo you gave",
@@ -212,7 +212,7 @@ def _photo_card(examples: tuple[Example, ...], several: bool) -> PhotoCard:
     return PhotoCard(photo, stop, thumbnails)
 
 
-def _results(start: panels.Panels) -> Results:
+def _results(start: panels.Panels, other_models: str) -> Results:
     with gr.Column(scale=9, min_width=320, elem_classes="card", elem_id="results"):
         verdict = gr.HTML(start.verdict, elem_id="verdict")
         with gr.Row(equal_height=False):
@@ -220,6 +220,7 @@ def _results(start: panels.Panels) -> Results:
             choice = _result_column("choice", "Yours: the photo and the restored one")
         with gr.Column(visible=False, elem_id="below") as below:
             hint = gr.HTML(elem_id="hint")
+            gr.HTML(other_models, visible=bool(other_models), elem_id="other-models")
             with gr.Row(elem_id="tools"):
                 divider = gr.Slider(
                     0,
@@ -249,7 +250,7 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
             interactive=False,
             label=label,
             show_label=False,
-            max_height=430,
+            max_height=360,
             buttons=["fullscreen"],
             elem_id=f"{elem_id}-slider",
         )

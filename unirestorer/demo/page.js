@@ -68,10 +68,22 @@ if (rules.length) {
   style.textContent = rules.join("\n");
   document.head.append(style);
 }
+const goTo = (element) => {
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  element?.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+};
+// On a phone the results lie below the photo: go there, where the answer is waited for.
+const showResults = () => {
+  const results = document.querySelector("#results");
+  if (results?.getBoundingClientRect().top > window.innerHeight / 2) goTo(results);
+};
 document.addEventListener("click", (event) => {
   const example = event.target.closest("[data-example]");
   const tab = event.target.closest("#tabs [role=tab]");
   if (example) window.unirestorerLink("example", example.dataset.example);
+  if (example) showResults();
+  const why = event.target.closest("[data-why]");
+  if (why) goTo(document.querySelector(`#why-${why.dataset.why}`));
   if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
   if (event.target.closest("#reset")) window.unirestorerLink("example", "");
 });
@@ -110,5 +122,7 @@ window.unirestorerCarried = async () => {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 };
 document.addEventListener("change", (event) => {
-  if (event.target.closest("#photo input[type=file]")) window.unirestorerLink("example", "");
+  if (!event.target.closest("#photo input[type=file]")) return;
+  window.unirestorerLink("example", "");
+  showResults();
 });
