@@ -477,6 +477,7 @@ def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     assert [json.loads(html.unescape(text)) for text in place] == [star]
     assert second.what == first.what, "the estimate is the same, so the star stays"
     assert "<s>" in second.who and "<s>" not in first.who
+    assert "<b>TYPE</b> dehaze" in second.sure and "<b>TYPE</b> dehaze" not in first.sure
     assert "Only haze kept" in second.choice_words
     bare = UniRestorer(model.extractor, model.tree, model.router, model.experts)
     (view,) = Handlers(bare, handlers.folder).views(photo, [], "", None)
@@ -537,7 +538,7 @@ def test_mixtures_are_named_by_what_the_captions_name() -> None:
     assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."
     report |= {"level": 0, "levels": [{"name": "all"}] * 3, "expert_name": "all", "forced": False}
     said = words.choice_sentence(report, [Task.DEHAZE], "")
-    assert said == "Only haze kept, all other branches pruned; the expert for everything took over."
+    assert said == "Only haze kept, all other experts ruled out; the expert for everything took over."
 
 
 def lightness(colour: str) -> float:

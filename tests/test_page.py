@@ -438,7 +438,7 @@ def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
         place = "document.querySelector('{}').getBoundingClientRect().{}"
         page.wait_for_function(place.format("#verdict .lead", "bottom < 844"))  # scrolled to
         page.click("#verdict [data-why=sure]")
-        page.wait_for_function(place.format("#why-sure", "top < 60"))
+        page.wait_for_function(place.format("#why-sure", "top < 70"))
         toggle.click()
         page.get_by_label("Noise", exact=True).check()
         toggle.click()

@@ -87,7 +87,9 @@ def _row(name: str, case: dict[str, Any]) -> str:
     task = next((task for task in Task if name.startswith(f"{task.value}-")), None)
     colour = theme.TASK_COLOURS[task] if task else "currentColor"
     cells = "".join(f"<td>{_number(psnr.get(mode))}</td>" for mode in MODES)
-    said = f"{words.TASK_WORDS[task]}, {name.removeprefix(f'{task.value}-')}" if task else name
+    said = name
+    if task:
+        said = f"{words.TASK_WORDS[task].removesuffix(' artefacts')}, {name.removeprefix(f'{task.value}-')}"
     gain = round(float(psnr["auto"]) - float(psnr["input"]), 2) + 0.0  # never "-0.00"
     width = max(0.0, min(100.0, 100 * gain / 15))
     return (

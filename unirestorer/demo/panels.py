@@ -94,7 +94,7 @@ def draw(model: UniRestorer, view: View) -> Panels:
         if choice or not auto
         else f'<p class="hint">{"Restoring your choice …" if view.waiting else HINT}</p>',
         what=_what(model, auto),
-        sure=_sure(model, auto),
+        sure=_sure(model, report),
         who=_who(model, view, report, auto),
         timing=_timing(view),
     )
@@ -184,11 +184,11 @@ def _what(model: UniRestorer, auto: dict[str, Any] | None) -> str:
     return f'<p class="say"{star}>{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
 
 
-def _sure(model: UniRestorer, auto: dict[str, Any] | None) -> str:
-    parts = [f'<p class="say">{html.escape(words.sure(auto))}.</p>' if auto else ""]
+def _sure(model: UniRestorer, report: dict[str, Any] | None) -> str:
+    parts = [f'<p class="say">{html.escape(words.sure(report))}.</p>' if report else ""]
     if model.map is not None:
-        parts.append(figures.histogram(model.map.gran_reference, auto))
-    parts.append(figures.level_bars(model.tree, auto))
+        parts.append(figures.histogram(model.map.gran_reference, report))
+    parts.append(figures.level_bars(model.tree, report))
     parts.append(f'<p class="sub sure-note">{NOTE}</p>')
     return "".join(parts)
 

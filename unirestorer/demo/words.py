@@ -249,7 +249,7 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
             "the same." if same else f"{router}."
         )
     who = _who(report["level"], len(report["levels"]), chosen)
-    kept = f"Only {task_list(named)} kept, all other branches pruned"
+    kept = f"Only {task_list(named)} kept, all other experts ruled out"
     if _mixes(report["leaves"][report["leaf"]]):  # the captions name what they did before
         return f"{kept}; {who}."
     return f"{kept}. {_guess(report)}; {who}."
