@@ -53,9 +53,9 @@ def test_each_photo_is_routed_as_it_would_be_alone(handlers: Handlers, tmp_path:
         alone = handlers.model.restore(photo)
         assert row.report is not None and row.report["leaf"] == int(alone.route.leaf)
         assert row.report["level"] == int(alone.route.level)
-    page = summary_html(handlers.model.tree, rows) + table_html(rows)
+    page = summary_html(handlers.model.tree, rows) + table_html(handlers.model.tree, rows)
     assert "4 photos went to" in page and "<img" not in page
-    table = list(csv.reader(io.StringIO(to_csv(rows).decode("utf-8-sig"))))
+    table = list(csv.reader(io.StringIO(to_csv(handlers.model.tree, rows).decode("utf-8-sig"))))
     assert tuple(table[0]) == COLUMNS and len(table) == 6 and all(len(line) == len(COLUMNS) for line in table)
 
 
@@ -85,6 +85,6 @@ def test_too_few_and_too_many_are_refused(handlers: Handlers, count: int, match:
         route_variants(handlers, None, -1)
 
 
-def test_a_spreadsheet_runs_no_formula() -> None:
-    text = to_csv([Routed("=cmd|' /C calc'!A0", None, "-1")]).decode("utf-8-sig")
+def test_a_spreadsheet_runs_no_formula(handlers: Handlers) -> None:
+    text = to_csv(handlers.model.tree, [Routed("=cmd|' /C calc'!A0", None, "-1")]).decode("utf-8-sig")
     assert "'=cmd" in text and ",'-1," in text

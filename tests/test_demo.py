@@ -1,6 +1,7 @@
 """The page without a browser: sentences, figures, tree view, palette, handlers with good and bad input."""
 
 import colorsys
+import html
 import io
 import json
 import re
@@ -145,8 +146,31 @@ def test_names_lists_times_and_devices_in_words() -> None:
     assert words.task_list([Task.DEJPEG, Task.DERAIN, Task.DENOISE]) == "rain, noise and JPEG artefacts"
     assert words.timing(made(0, 0, 0)["seconds"]).replace(words.NBSP, " ") == "estimate 82 ms · restore 1.2 s"
     assert "CPU" in words.device("cpu") and "GPU" in words.device("cuda")
-    assert [words.level_word(level, 3) for level in range(3)] == ["ALL", "TYPE", "DEGREE"]
-    assert words.level_word(0, 1).replace(words.NBSP, " ") == "LEVEL 0"
+    assert words.spoken("noise, medium 2") == "medium noise 2" and words.spoken("everything") == "everything"
+
+
+def test_levels_are_named_after_what_their_nodes_are() -> None:
+    tree = make_tiny_tree()
+    assert words.level_words(tree) == ("ALL", "TYPE", "DEGREE")
+    assert words.expert_label(replace(tree, names=(*tree.names[:2], ("rain, heavy",) * 19)), 8) == (
+        "DEGREE: heavy rain"
+    )
+    assert words.level_words(make_mixed_tree()) == ("ALL", "GROUP", "SUBGROUP"), "no node has one type"
+    flat = replace(
+        tree, centers=tree.centers[-1:], parents=(torch.zeros(19, dtype=torch.long),), names=tree.names[-1:]
+    )
+    assert words.level_words(flat) == (f"LEVEL{words.NBSP}0",)
+
+
+def test_captions_are_set_beside_the_verdict() -> None:
+    agree = {**made(0.9, 50.0, 2), "seen": {"derain": 0.9, "dehaze": 0.1}}
+    assert "its verdict counts." in words.captions_note(agree)
+    differ = {**agree, "seen": {"derain": 0.1, "dehaze": 0.9}}
+    assert words.captions_note(differ).endswith("differ: haze by the words, rain by the router.")
+    clean = {**made(0.9, 50.0, 2, CLEAN_CAPTION), "seen": agree["seen"]}
+    assert "no place for clean photos" in words.captions_note(clean)
+    leaves = [{**leaf, "name": "rain + haze"} for leaf in agree["leaves"]]
+    assert "add up all that name" in words.captions_note({**agree, "leaves": leaves})
 
 
 def test_a_mistake_is_told_without_markup() -> None:
@@ -188,7 +212,8 @@ def test_nodes_have_their_tasks_colour() -> None:
 
 
 def test_the_map_shows_what_describe_says(model: UniRestorer, report: dict) -> None:
-    figure = figures.map_figure(model.map, model.tree, report)
+    figure = panels.draw_map(model, "type")
+    assert figure is not None
     traces = {trace.name: trace for trace in figure.data}
     points = sum(len(traces[name].x) for name in words.TASK_WORDS.values())
     assert points == len(model.map.xy)
@@ -196,18 +221,15 @@ def test_the_map_shows_what_describe_says(model: UniRestorer, report: dict) -> N
     rain = model.map.task == "derain"
     assert list(traces["rain"].text) == model.map.text[rain].tolist()
     np.testing.assert_array_equal(traces["rain"].x, model.map.xy[rain, 0])
-    star = traces["your photo"]
-    assert (star.x[0], star.y[0], star.marker.symbol) == (report["map"]["x"], report["map"]["y"], "star")
-    ends = [x for i, x in enumerate(traces["neighbours"].x) if i % 3 == 1]
-    assert ends == [float(model.map.xy[i, 0]) for i in report["map"]["neighbors"]]
+    assert [trace.name for trace in figure.data[-2:]] == ["neighbours", "your photo"]
+    lines, star = figures.star_place(model.map, report)
+    assert star == {"x": [report["map"]["x"]], "y": [report["map"]["y"]]}
+    assert lines["x"][::3] == star["x"] * len(report["map"]["neighbors"])
+    assert lines["x"][1::3] == [float(model.map.xy[i, 0]) for i in report["map"]["neighbors"]]
+    assert lines["y"][1::3] == [float(model.map.xy[i, 1]) for i in report["map"]["neighbors"]]
     assert len(traces["centres"].x) == len(model.tree.expert_names)
     branches = sum(x is None for x in traces["tree"].x)
     assert branches == len(model.tree.expert_names) - 1, "every node but the root hangs on its parent"
-
-
-def test_the_map_without_a_photo_has_no_star(model: UniRestorer) -> None:
-    names = [trace.name for trace in figures.map_figure(model.map, model.tree).data]
-    assert "your photo" not in names and "centres" in names
 
 
 def test_hover_texts_are_escaped() -> None:
@@ -287,6 +309,25 @@ def test_the_tree_takes_any_topology() -> None:
     )
     assert tree_html(flat).count("<li>") == 19
     assert "LEVEL" in tree_html(flat)
+
+
+def test_the_tree_says_no_more_than_is_known(model: UniRestorer, report: dict) -> None:
+    """A percentage for each branch but the root, to which every photo belongs; what "real" means, if said."""
+    markup = tree_html(model.tree, report)
+    assert markup.count('class="p"') == len(model.tree.expert_names) - 1
+    heads = re.findall(r'<div class="head">([^<]*)</div>', markup)
+    assert heads == ["ALL", "TYPE", "DEGREE"] and "photographed" not in markup
+    names = (*model.tree.names[:2], ("rain, real", *model.tree.names[2][1:]))
+    assert "learnt mostly from photographed rain," in tree_html(replace(model.tree, names=names))
+
+
+def test_a_result_points_to_the_other_kind_of_model(model: UniRestorer) -> None:
+    mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts)
+    mixed.name = "several"
+    told = panels.other_models(model, [model, mixed])
+    assert 'data-model="several"' in told and "More than one thing wrong" in text_of(told)
+    assert "Only one thing wrong" in text_of(panels.other_models(mixed, [model, mixed]))
+    assert panels.other_models(model, [model]) == ""
 
 
 # Handlers
@@ -426,17 +467,22 @@ def test_bad_recipes_are_sentences(arguments: tuple) -> None:
 def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     model = handlers.model
     start = panels.draw(model, View())
-    assert "Drop a photo" in start.verdict and start.map is not None and start.choice_words == ""
+    assert "Drop a photo" in start.verdict and start.choice_words == "" and "data-star" not in start.what
     auto, chosen = handlers.views(photo, ["dehaze"], "", None)
     first, second = panels.draw(model, auto), panels.draw(model, chosen)
     assert words.took_over(auto.memory.auto.report) in text_of(first.verdict)
     assert "Restoring your choice" in first.hint and second.hint == ""
-    assert second.map is None, "the estimate is the same, so the map stays"
+    place = re.findall(r'data-star="([^"]+)"', first.what)
+    star = figures.star_place(model.map, auto.memory.auto.report)
+    assert [json.loads(html.unescape(text)) for text in place] == [star]
+    assert second.what == first.what, "the estimate is the same, so the star stays"
     assert "<s>" in second.who and "<s>" not in first.who
+    assert "<b>TYPE</b> dehaze" in second.sure and "<b>TYPE</b> dehaze" not in first.sure
     assert "Only haze kept" in second.choice_words
     bare = UniRestorer(model.extractor, model.tree, model.router, model.experts)
     (view,) = Handlers(bare, handlers.folder).views(photo, [], "", None)
-    assert "no map" in panels.draw(bare, view).what
+    assert panels.draw_map(bare, "type") is None
+    assert "no map" in (unmapped := panels.draw(bare, view).what) and "data-star" not in unmapped
 
 
 def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
@@ -456,19 +502,20 @@ def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
         points = [trace for trace in traces if trace.marker.size == 5.5]
         assert sum(len(trace.x) for trace in points) == len(map_.xy)
         groups[by] = {trace.name: trace for trace in points}
-    assert len(groups["type"]) == 8 and len(groups["leaf"]) == tree.leaves + 1 and "clean" in groups["leaf"]
+    assert len(groups["type"]) == 8 and len(groups["finest expert"]) == tree.leaves + 1
+    assert "clean" in groups["finest expert"]
     colour = {name: trace.marker.color for name, trace in groups["degree"].items()}
     for worse, better in (("heavy rain", "light rain"), ("heavy compression", "light compression")):
         assert lightness(colour[worse]) < lightness(colour[better])
     shades = theme.node_colours(tree)
-    assert groups["leaf"]["5"].marker.color == shades[tree.offsets[-1] + 5]
+    assert groups["finest expert"]["5"].marker.color == shades[tree.offsets[-1] + 5]
 
 
 def test_the_map_of_mixtures_is_coloured_by_cluster_or_leaf() -> None:
     tree = make_mixed_tree()
     map_ = make_tiny_map(tree)
-    assert figures.colour_by(tree) == ("cluster", "leaf")
-    for by, count in (("cluster", 4), ("leaf", 8)):
+    assert figures.colour_by(tree) == ("group", "subgroup")
+    for by, count in (("group", 4), ("subgroup", 8)):
         points = [t for t in figures.map_figure(map_, tree, by=by).data if t.marker.size == 5.5]
         assert sum(len(trace.x) for trace in points) == len(map_.xy)
         assert len({trace.marker.color for trace in points}) == len(points) == count
@@ -491,7 +538,7 @@ def test_mixtures_are_named_by_what_the_captions_name() -> None:
     assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."
     report |= {"level": 0, "levels": [{"name": "all"}] * 3, "expert_name": "all", "forced": False}
     said = words.choice_sentence(report, [Task.DEHAZE], "")
-    assert said == "Only haze kept, all other branches pruned; the expert for everything took over."
+    assert said == "Only haze kept, all other experts ruled out; the expert for everything took over."
 
 
 def lightness(colour: str) -> float:
@@ -592,12 +639,14 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     cases = {
         "single-in/dehaze-1": {"n": 4, "psnr": psnr},
         f"single-out/{EVIL}": {"n": EVIL, "psnr": {"input": 20.0, "auto": 19.0}},
+        "single-out/deblur-31": {"n": 4, "psnr": {"input": 20.0, "auto": 19.999}},
         "real/polyu": {"n": 4, "psnr": psnr},
     }
     (folder / "metrics.json").write_text(json.dumps({"evaluation": {"cases": cases}}))
     shown = card_html(model)
     assert "20.00" in shown and "24.25" in shown and "+3.50" in shown and "-1.00" in shown
-    assert "<img" not in shown and shown.count("<tr>") == 4 and "polyu" not in shown
+    assert "<img" not in shown and shown.count("<tr>") == 5 and "polyu" not in shown
+    assert ">haze, 1<" in shown and ">blur, 31<" in shown and "+0.00" in shown and "-0.00" not in shown
     for broken in ("{", "[]", '{"evaluation": {"cases": {"a": 3}}}', '{"evaluation": 1}'):
         (folder / "metrics.json").write_text(broken)
         assert "<table" not in card_html(model)

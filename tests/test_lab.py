@@ -160,7 +160,7 @@ def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, ta
     assert curves["TYPE", "y"] == [point.levels[1] for point in points]
     total = np.sum([curves[name, "y2"] for name in ("ALL", "TYPE", "DEGREE")], axis=0)
     np.testing.assert_allclose(total, 100, atol=1e-3)
-    assert curves["e_gran", "y3"] == [point.report["e_gran_percentile"] for point in points]
+    assert curves["uncertainty", "y3"] == [point.report["e_gran_percentile"] for point in points]
     low, high = RANGES["single"][task]["in"]
     shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {shape.x0 for shape in shaded} == {low if task is Task.DEJPEG else high}

@@ -104,6 +104,7 @@ class Visit:
         size: tuple[int, int] = (1440, 1000),
         dark: bool = False,
         query: str = "",
+        shown: str = "#map .scatterlayer",
     ) -> None:
         self.context = browser.new_context(viewport={"width": size[0], "height": size[1]})
         self.page = self.context.new_page()
@@ -112,8 +113,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("request", lambda request: self._check(request.url, url))
         self.page.goto(f"{url}/?__theme={'dark' if dark else 'light'}{query}")
-        self.page.wait_for_selector("#examples [data-example]", state="attached")
-        self.page.wait_for_selector("#map .scatterlayer", state="attached")
+        self.page.wait_for_selector(shown, state="attached")
         self.page.wait_for_selector("#sidebar .toggle-button[aria-expanded]", state="attached")
 
     def _check(self, request: str, url: str) -> None:
@@ -231,6 +231,34 @@ def test_forcing_by_keyboard_and_starting_over(browser: Any, url: str, photo: st
 
 def divider_left(page: Any) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('#auto-slider .outer')).transform")
+
+
+def test_the_star_stands_where_the_report_says(browser: Any, url: str, tmp_path: Path) -> None:
+    """Moved with each photo, also on a map that was coloured anew or not yet drawn; gone without one."""
+    star = """() => {
+        const map = document.querySelector('#map .js-plotly-plot');
+        const drawn = map?.querySelector('.scatterlayer > g:last-child .point');
+        return drawn ? String([map.data.at(-1).x[0], map.data.at(-1).y[0]]) : null;
+    }"""
+    with Visit(browser, url, query="&tab=lessons&example=0", shown="#lessons") as visit:
+        page = visit.page
+        page.wait_for_timeout(1000)  # restored behind the lessons
+        page.get_by_role("tab", name="Restore").click()
+        page.wait_for_function(star)
+        place = page.evaluate(star)
+        for seed in (1, 2):
+            visit.upload(make_photo(tmp_path / f"{seed}.png", seed))
+            page.wait_for_function(f"before => ({star})() !== before", arg=place)
+            place = page.evaluate(star)
+            reported = json.loads(visit.download("#report"))["auto"]["map"]
+            assert [float(part) for part in place.split(",")] == [reported["x"], reported["y"]]
+        page.evaluate("document.querySelector('#map .js-plotly-plot').data.old = true")
+        page.get_by_label("finest expert", exact=True).check()
+        page.wait_for_function("!document.querySelector('#map .js-plotly-plot').data.old")
+        page.wait_for_function(star)
+        assert page.evaluate(star) == place
+        page.click("#reset")
+        page.wait_for_function(f"() => ({star})() === null")
 
 
 def test_the_lab_follows_the_slider_and_sweeps(browser: Any, url: str, photo: str) -> None:
@@ -385,14 +413,14 @@ def test_the_other_model_takes_the_photo_along(browser: Any, url: str, photo: st
         page = visit.page
         visit.upload(photo)
         page.wait_for_selector("#choice-slider img")
-        page.get_by_role("link", name="tiny-mixed").click()
+        page.locator("#models").get_by_role("link", name="tiny-mixed").click()
         page.wait_for_url("**/tiny-mixed?*")
         page.wait_for_selector("#choice-slider img")
         assert "Only noise kept" in page.inner_text("#choice") and "expert" not in page.url
         assert "13 experts" in page.inner_text("#models")
         assert page.locator("#who [data-expert]").count() == 13
         assert page.locator("#models [aria-current]").inner_text().startswith("tiny-mixed")
-        page.get_by_role("link", name="one degradation").click()
+        page.locator("#other-models a").click()
         page.wait_for_url(lambda address: "tiny-mixed" not in address)
         page.wait_for_selector("#choice-slider img")
         assert page.locator("#who [data-expert]").count() == 27
@@ -406,6 +434,11 @@ def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
         assert not page.locator("#tasks").is_visible()
         page.click('[data-example="2"]')
         page.wait_for_selector("#auto-slider img")
+        page.wait_for_selector("#verdict .lead")
+        place = "document.querySelector('{}').getBoundingClientRect().{}"
+        page.wait_for_function(place.format("#verdict .lead", "bottom < 844"))  # scrolled to
+        page.click("#verdict [data-why=sure]")
+        page.wait_for_function(place.format("#why-sure", "top < 70"))
         toggle.click()
         page.get_by_label("Noise", exact=True).check()
         toggle.click()
@@ -429,6 +462,13 @@ def test_what_is_no_photo_is_said_on_the_page(browser: Any, url: str, photo: str
         assert "cannot be used" in page.inner_text("[data-testid=toast-body]")
         assert not page.locator("#auto-slider").is_visible()
         assert page.evaluate("window.evil") is None
+        page.reload()
+        page.wait_for_selector("#examples [data-example]")
+        visit.upload(photo)
+        page.set_input_files("#photo input[type=file]", str(evil))  # in the other one's place
+        page.wait_for_selector("#verdict .bad")
+        page.wait_for_timeout(1000)
+        assert page.inner_text("[data-testid=toast-body]").count("cannot be used") == 1
         visit.problems = [p for p in visit.problems if "Failed to load resource" not in p]
 
 

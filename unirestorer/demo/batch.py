@@ -20,7 +20,10 @@ from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
 
 LIMIT = 50  # photos at once
-COLUMNS = ("photo", "looks like", "leaf", "level", "expert", "uncertainty percentile", "distance percentile")
+COLUMNS = (
+    *("photo", "looks like", "finest branch", "granularity", "expert"),
+    *("uncertainty percentile", "distance percentile"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def route_files(
         try:
             rows.append(Routed(name, handlers.inspect(photo, [])))
         except ValueError as error:
-            rows.append(Routed(name, None, str(error)))
+            rows.append(Routed(name, None, words.complaint(error)))
         if progress:
             progress((number + 1) / len(photos))
     return rows
@@ -89,21 +92,21 @@ def loads(tree: DegradationTree, rows: Sequence[Routed]) -> tuple[list[float], l
     return hard, soft, pstdev(soft) / fmean(soft)
 
 
-def table_cells(rows: Sequence[Routed]) -> list[list[str]]:
+def table_cells(tree: DegradationTree, rows: Sequence[Routed]) -> list[list[str]]:
     """A row of text per photo, in the order of `COLUMNS`."""
-    return [_cells(row) for row in rows]
+    return [_cells(tree, row) for row in rows]
 
 
-def _cells(row: Routed) -> list[str]:
+def _cells(tree: DegradationTree, row: Routed) -> list[str]:
     report = row.report
     if report is None:
         return [row.name, row.error, *[""] * (len(COLUMNS) - 2)]
     return [
         row.name,
         report["captions"][0]["text"].removeprefix("a photo with ") if report["captions"] else "",
-        report["leaves"][report["leaf"]]["name"],
-        words.level_word(report["level"], len(report["levels"])),
-        report["expert_name"],
+        words.spoken(report["leaves"][report["leaf"]]["name"]),
+        words.level_words(tree)[report["level"]],
+        words.spoken(report["expert_name"]),
         *(
             f"{report[key]:.0f}" if key in report else ""
             for key in ("e_gran_percentile", "distance_percentile")
@@ -111,11 +114,11 @@ def _cells(row: Routed) -> list[str]:
     ]
 
 
-def to_csv(rows: Sequence[Routed]) -> bytes:
+def to_csv(tree: DegradationTree, rows: Sequence[Routed]) -> bytes:
     """The table for a spreadsheet. A text that one would run as a formula gets a quote before it."""
     text = io.StringIO()
     writer = csv.writer(text)
-    for cells in (COLUMNS, *table_cells(rows)):
+    for cells in (COLUMNS, *table_cells(tree, rows)):
         writer.writerow([f"'{cell}" if cell[:1] in "=+-@\t\r" and cell else cell for cell in cells])
     return text.getvalue().encode("utf-8-sig")
 
@@ -127,15 +130,10 @@ def summary_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
     if not routed:
         return '<p class="say">None of these files is a photo.</p>'
     levels = "".join(
-        _bar(
-            words.level_word(level, tree.levels),
-            "",
-            share,
-            f"{share:.0%} chosen, mean probability {mean:.0%}",
-        )
-        for level, (share, mean) in enumerate(zip(hard, soft, strict=True))
+        _bar(name, "", share, f"{words.percent(share)} chosen, mean probability {words.percent(mean)}")
+        for name, share, mean in zip(words.level_words(tree), hard, soft, strict=True)
     )
-    counts = Counter(report["expert_name"] for report in routed)
+    counts = Counter(words.spoken(report["expert_name"]) for report in routed)
     experts = "".join(
         _bar("", name, count / len(routed), f"{count} of {len(routed)}")
         for name, count in counts.most_common()
@@ -143,9 +141,9 @@ def summary_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
     return (
         f'<p class="say">{len(routed)} photo{"s" * (len(routed) != 1)} went to {len(counts)} of '
         f"{len(tree.expert_names)} experts. "
-        f"Load balance of the levels, σ/μ of Eq. 8: <b>{uneven:.2f}</b> (0 = all alike, "
-        f"{(tree.levels - 1) ** 0.5:.2f} = one takes all).</p>"
-        f'<div class="split"><div><p class="label">Levels</p><div class="bars">{levels}</div></div>'
+        f"How unevenly the granularities are used (σ/μ of their loads, Eq. 8 of the paper): "
+        f"<b>{uneven:.2f}</b>, from 0 (all alike) to {(tree.levels - 1) ** 0.5:.2f} (one takes all).</p>"
+        f'<div class="split"><div><p class="label">Granularities</p><div class="bars">{levels}</div></div>'
         f'<div><p class="label">Experts</p><div class="bars">{experts}</div></div></div>'
     )
 
@@ -158,15 +156,17 @@ def _bar(title: str, name: str, share: float, value: str) -> str:
     )
 
 
-def table_html(rows: Sequence[Routed]) -> str:
+def table_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
     """Every photo's route."""
     heads = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
     body = "".join(
         f'<tr><th scope="row">{html.escape(cells[0])}</th>'
         f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells[1:])}</tr>"
-        for cells in table_cells(rows)
+        for cells in table_cells(tree, rows)
     )
     return (
+        '<p class="sub">Percentiles are among training photos: at 90 the estimate is shakier, or the photo '
+        "farther from known degradations, than with 90 % of them.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Routes"><table class="routes"><thead><tr>'
         f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )

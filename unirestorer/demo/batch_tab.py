@@ -44,12 +44,12 @@ def add_batch(handlers: Handlers, queue: str) -> None:
         except ValueError as error:
             sorry = f'<div class="verdict bad"><p class="lead">{jobs.sorry(error)}</p></div>'
             return [sorry, gr.DownloadButton(visible=False), ""]
-        file = handlers.keep_bytes(batch.to_csv(rows), "routes.csv")
         tree = handlers.model.tree
+        file = handlers.keep_bytes(batch.to_csv(tree, rows), "routes.csv")
         return [
             batch.summary_html(tree, rows),
             gr.DownloadButton(value=file, visible=True),
-            batch.table_html(rows),
+            batch.table_html(tree, rows),
         ]
 
     def route_files(

@@ -19,6 +19,11 @@ BANDS = {
     "mixed-in": "Several at once, strengths that were trained",
     "mixed-out": "Several at once, beyond the trained strengths",
 }
+MEANING = (
+    "PSNR says how close to the clean photo, in dB: more is better. ALL is the expert for everything alone, "
+    "auto what the router chose, instruction the same with the degradation named, oracle the best "
+    "expert on the photo’s own path."
+)
 LETTERS = "LL is low light, H haze, N noise, B blur, R rain, S snow."
 
 
@@ -47,6 +52,8 @@ def card_html(model: UniRestorer) -> str:
         f"photo. {words.device(model.device.type)}</p>"
     ]
     cases = measured_cases(model)
+    if cases:
+        parts.append(f'<p class="sub after">{MEANING}</p>')
     for band, name in BANDS.items():
         found = {id_.partition("/")[2]: case for id_, case in cases.items() if id_.startswith(f"{band}/")}
         if found:
@@ -80,10 +87,13 @@ def _row(name: str, case: dict[str, Any]) -> str:
     task = next((task for task in Task if name.startswith(f"{task.value}-")), None)
     colour = theme.TASK_COLOURS[task] if task else "currentColor"
     cells = "".join(f"<td>{_number(psnr.get(mode))}</td>" for mode in MODES)
-    gain = float(psnr["auto"]) - float(psnr["input"])
+    said = name
+    if task:
+        said = f"{words.TASK_WORDS[task].removesuffix(' artefacts')}, {name.removeprefix(f'{task.value}-')}"
+    gain = round(float(psnr["auto"]) - float(psnr["input"]), 2) + 0.0  # never "-0.00"
     width = max(0.0, min(100.0, 100 * gain / 15))
     return (
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{_number(case.get("n"), 0)}</td>{cells}'
+        f'<tr><th scope="row">{html.escape(said)}</th><td>{_number(case.get("n"), 0)}</td>{cells}'
         f'<td class="gain"><span class="track"><i style="width:{width:.0f}%;background:{colour}"></i></span>'
         f"{gain:+.2f}</td></tr>"
     )

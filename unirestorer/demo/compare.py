@@ -121,7 +121,7 @@ def panes_html(panes: list[Compared]) -> str:
             ("in", "Zoom in", ""),
             ("out", "Zoom out", ""),
             ("reset", "Whole picture", ""),
-            ("changed", f"Show what each one changed, × {AMPLIFIED}", ' aria-pressed="false"'),
+            ("changed", f"Show what each one changed ({AMPLIFIED} times as strong)", ' aria-pressed="false"'),
         )
     )
     figures = "".join(_pane(pane) for pane in panes)

@@ -20,14 +20,11 @@ LINE_COLOUR = "#64748B"
 
 def colour_by(tree: DegradationTree) -> tuple[str, ...]:
     """What the map may be coloured by, the usual first."""
-    return ("cluster", "leaf") if words.knows_several(tree) else ("type", "degree", "leaf")
+    return ("group", "subgroup") if words.knows_several(tree) else ("type", "degree", "finest expert")
 
 
-def map_figure(
-    map_: DegradationMap, tree: DegradationTree, report: dict[str, Any] | None = None, by: str = "type"
-) -> go.Figure:
-    """The training DRs coloured by one of `colour_by`, the tree drawn over them and, with a `report`, its
-    photo as a star.
+def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") -> go.Figure:
+    """The training DRs coloured by one of `colour_by`, and the tree drawn over them.
 
     Plain SVG markers: a few thousand draw at once, and WebGL is missing in too many classrooms.
     """
@@ -40,8 +37,6 @@ def map_figure(
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     _draw_tree(figure, map_, tree)
-    if report is not None:
-        _draw_star(figure, map_, report)
     figure.update_layout(
         template="none",
         showlegend=False,
@@ -73,12 +68,12 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
     for name, colour, symbol, rows in _tasks(map_):
         keys = _degrees(map_, rows) if by == "degree" else map_.leaf[rows]
         task = next((task for task, word in words.TASK_WORDS.items() if word == name), None)
-        if by == "type" or (by == "degree" and task is None) or (by == "leaf" and (keys < 0).all()):
+        if by == "type" or (by == "degree" and task is None) or (by == "finest expert" and (keys < 0).all()):
             groups.append((name, colour, symbol, rows))
             continue
         shades = theme.node_colours(tree)
         for key in sorted(set(keys.tolist())):
-            shade = shades[tree.offsets[-1] + int(key)] if by == "leaf" else _degree_colour(task, key)
+            shade = _degree_colour(task, key) if by == "degree" else shades[tree.offsets[-1] + int(key)]
             groups.append((str(key), shade, symbol, rows[keys == key]))
     return groups
 
@@ -86,8 +81,8 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
 def _clusters(
     map_: DegradationMap, tree: DegradationTree, by: str
 ) -> list[tuple[str, str, str, np.ndarray]]:
-    """The same where tasks mix: by leaf, else by the clusters right below ALL."""
-    level = tree.levels - 1 if by == "leaf" else min(1, tree.levels - 1)
+    """The same where tasks mix: by leaf ("subgroup"), else by the clusters right below ALL."""
+    level = tree.levels - 1 if by == "subgroup" else min(1, tree.levels - 1)
     nodes = np.where(map_.leaf < 0, -1, tree.expert_table.numpy()[map_.leaf, level])
     shades = theme.node_colours(tree)
     groups = [("clean", theme.CLEAN_COLOUR, theme.CLEAN_SYMBOL, np.flatnonzero(nodes < 0))]
@@ -187,25 +182,31 @@ def _sides(map_: DegradationMap, places: list[list[float]]) -> list[str]:
     return [f"top {'right' if at < 0.1 else 'left' if at > 0.9 else 'center'}" for at in across]
 
 
-def _draw_star(figure: go.Figure, map_: DegradationMap, report: dict[str, Any]) -> None:
-    place = report["map"]
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for neighbour in place["neighbors"]:
-        x += [place["x"], float(map_.xy[neighbour, 0]), None]
-        y += [place["y"], float(map_.xy[neighbour, 1]), None]
+def add_star(figure: go.Figure) -> None:
+    """The marks of a visitor's photo, nowhere yet: page.js moves them to the photo's `star_place`.
+
+    Two traces, the lines to its neighbours and the star. Moving them takes a fifth of drawing the map anew.
+    """
     figure.add_scatter(
-        x=x, y=y, mode="lines", name="neighbours", hoverinfo="skip",
+        x=[None], y=[None], mode="lines", name="neighbours", hoverinfo="skip",
         line={"color": "#111827", "width": 1},
     )  # fmt: skip
     figure.add_scatter(
-        x=[place["x"]], y=[place["y"]], mode="markers", name="your photo",
+        x=[None], y=[None], mode="markers", name="your photo",
         marker={
             "symbol": "star", "size": 22, "color": theme.STAR_COLOUR,
             "line": {"color": "#111827", "width": 2},
         },
         hovertemplate="your photo<extra></extra>",
     )  # fmt: skip
+
+
+def star_place(map_: DegradationMap, report: dict[str, Any]) -> list[dict[str, list[float | None]]]:
+    """x and y of both traces of `add_star`: a line to each of the photo's neighbours, and the photo."""
+    place = report["map"]
+    ends = [[place["x"], place["y"]]]
+    lines = [point for end in map_.xy[place["neighbors"]].tolist() for point in (*ends, end, [None, None])]
+    return [{"x": [x for x, _ in points], "y": [y for _, y in points]} for points in (lines, ends)]
 
 
 def histogram(reference: np.ndarray, report: dict[str, Any] | None = None) -> str:
@@ -242,22 +243,26 @@ def _behind(edge: float, value: float | None) -> str:
 def level_bars(tree: DegradationTree, report: dict[str, Any] | None = None) -> str:
     """How likely each granularity is, the chosen one marked."""
     rows = []
-    for level in range(tree.levels):
+    for level, name in enumerate(words.level_words(tree)):
         entry = None if report is None else report["levels"][level]
         chosen = report is not None and report["level"] == level
-        name = words.level_word(level, tree.levels)
-        rows.append(
-            bar(name, entry["name"] if entry else "", entry["probability"] if entry else None, chosen)
-        )
-    return f'<div class="bars" role="list">{"".join(rows)}</div>'
+        expert = words.spoken(entry["name"]) if entry else ""
+        rows.append(bar(name, expert, entry["probability"] if entry else None, chosen))
+    return (
+        '<p class="label">Granularity: how narrow the expert is</p>'
+        f'<div class="bars" role="list">{"".join(rows)}</div>'
+    )
 
 
 def caption_bars(report: dict[str, Any] | None) -> str:
-    """The captions that fit the photo best."""
+    """The captions that fit the photo best, and what they have to do with the verdict."""
     if report is None:
         return ""
     rows = [bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
-    return f'<p class="label">Nearest captions</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+    return (
+        f'<p class="label">In words</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+        f'<p class="sub after">{html.escape(words.captions_note(report))}</p>'
+    )
 
 
 def bar(title: str, name: str, probability: float | None, chosen: bool) -> str:

@@ -33,6 +33,8 @@ def scores_html(scores: tuple[Score, ...]) -> str:
     return (
         '<p class="label">Against the original</p>'
         f'<table class="scores"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        '<p class="sub after">PSNR says how close the pixels are, SSIM how alike the structures (at most 1): '
+        "more is better.</p>"
     )
 
 
@@ -57,15 +59,14 @@ def sweep_figure(tree: DegradationTree, task: Task, points: list[Point]) -> go.F
     """
     titles = (
         "Result: PSNR (dB)",
-        "Granularity asked for (%)",
-        "Uncertainty (percentile)",
+        "Granularity that the router asks for (%)",
+        "Uncertainty (percentile of training photos)",
     )
     figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.5, 0.25, 0.25],
                            subplot_titles=titles)  # fmt: skip
     x = [point.strength for point in points]
     _line(figure, 1, x, [point.degraded for point in points], "as degraded", LINE_COLOUR, "longdashdot", None)
-    for level in range(tree.levels):
-        name = words.level_word(level, tree.levels)
+    for level, name in enumerate(words.level_words(tree)):
         look = _level_look(task, level, tree.levels)
         _line(figure, 1, x, [point.levels[level] for point in points], name, *look)
         share = [100 * point.report["levels"][level]["probability"] for point in points]
@@ -78,7 +79,7 @@ def sweep_figure(tree: DegradationTree, task: Task, points: list[Point]) -> go.F
         hovertemplate="auto: %{text}, %{y:.1f} dB<extra></extra>", row=1, col=1,
     )  # fmt: skip
     sure = [point.report.get("e_gran_percentile") for point in points]
-    _line(figure, 3, x, sure, "e_gran", theme.TASK_COLOURS[task], "solid", "circle", legend=False)
+    _line(figure, 3, x, sure, "uncertainty", theme.TASK_COLOURS[task], "solid", "circle", legend=False)
     _mark(figure, task, points)
     shown = [value for point in points for value in (point.auto, *point.levels)]
     low, high = min(*shown, points[-1].degraded), max(shown)
@@ -160,7 +161,7 @@ def player_html(tree: DegradationTree, task: Task, points: list[Point]) -> str:
     steps = []
     for point in points:
         report = point.report
-        level = words.level_word(report["level"], tree.levels)
+        level = words.level_words(tree)[report["level"]]
         told = (
             f"{words.STRENGTHS[task]} {point.strength:.3g}: {words.plain(report['expert_name'])} ({level}), "
             f"{_decibels(point.auto)}"

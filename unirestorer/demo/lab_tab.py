@@ -232,7 +232,6 @@ def sure_html(model: UniRestorer, trial: Trial) -> str:
     ]
     if model.map is not None:
         parts.append(figures.histogram(model.map.gran_reference, trial.report))
-    parts.append('<p class="label">Granularity of the expert</p>')
     return "".join([*parts, figures.level_bars(model.tree, trial.report), figures.caption_bars(trial.report)])
 
 

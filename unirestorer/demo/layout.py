@@ -126,9 +126,9 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
         with gr.Tab("Restore", id="restore"):
             with gr.Row(equal_height=True, elem_id="first"):
                 card = _photo_card(examples, words.knows_several(model.tree))
-                results = _results(start)
+                results = _results(start, panels.other_models(model, models))
             with gr.Row(equal_height=True, elem_id="panels"):
-                explanations = _explanations(start, figures.colour_by(model.tree))
+                explanations = _explanations(model, start)
         with gr.Tab("Degradation lab", id="lab") as lab_tab:
             lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
         with gr.Tab("Compare experts", id="compare") as compare_tab:
@@ -174,7 +174,7 @@ def _sidebar(model: UniRestorer, models: Sequence[UniRestorer]) -> Sidebar:
         tasks = gr.CheckboxGroup(
             [(word[0].upper() + word[1:], task.value) for task, word in known],
             label="What is wrong with the photo?",
-            info="Branches for anything else are pruned.",
+            info="Experts for anything else are ruled out.",
             elem_id="tasks",
         )
         expert = gr.Dropdown(
@@ -200,7 +200,7 @@ def _photo_card(examples: tuple[Example, ...], several: bool) -> PhotoCard:
             sources=["upload", "clipboard", "webcam"],
             label="Photo",
             show_label=False,
-            height=290,
+            height=240,
             buttons=["fullscreen"],
             elem_id="photo",
             alt_text="The photo you gave",
@@ -212,7 +212,7 @@ def _photo_card(examples: tuple[Example, ...], several: bool) -> PhotoCard:
     return PhotoCard(photo, stop, thumbnails)
 
 
-def _results(start: panels.Panels) -> Results:
+def _results(start: panels.Panels, other_models: str) -> Results:
     with gr.Column(scale=9, min_width=320, elem_classes="card", elem_id="results"):
         verdict = gr.HTML(start.verdict, elem_id="verdict")
         with gr.Row(equal_height=False):
@@ -220,6 +220,7 @@ def _results(start: panels.Panels) -> Results:
             choice = _result_column("choice", "Yours: the photo and the restored one")
         with gr.Column(visible=False, elem_id="below") as below:
             hint = gr.HTML(elem_id="hint")
+            gr.HTML(other_models, visible=bool(other_models), elem_id="other-models")
             with gr.Row(elem_id="tools"):
                 divider = gr.Slider(
                     0,
@@ -249,7 +250,7 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
             interactive=False,
             label=label,
             show_label=False,
-            max_height=430,
+            max_height=360,
             buttons=["fullscreen"],
             elem_id=f"{elem_id}-slider",
         )
@@ -258,18 +259,24 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
     return ResultColumn(column, title, slider, sentence, png)
 
 
-def _explanations(start: panels.Panels, colour_by: Sequence[str]) -> Explanations:
+def _explanations(model: UniRestorer, start: panels.Panels) -> Explanations:
+    colour_by = figures.colour_by(model.tree)
+    mapped = model.map is not None
     with gr.Column(scale=10, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("what"))
         by = gr.Radio(
             list(colour_by),
             value=colour_by[0],
             label="Colour by",
-            visible=start.map is not None,
+            visible=mapped,
             elem_id="map-by",
         )
         chart = gr.Plot(
-            start.map, show_label=False, container=False, visible=start.map is not None, elem_id="map"
+            panels.draw_map(model, colour_by[0]),
+            show_label=False,
+            container=False,
+            visible=mapped,
+            elem_id="map",
         )
         what = gr.HTML(start.what, elem_id="what")
     with gr.Column(scale=7, min_width=280, elem_classes="card"):
@@ -293,25 +300,26 @@ def _connect_model(
     explanations: Explanations,
 ) -> None:
     """A new photo, other tasks or another expert: run the model and redraw."""
+    refused = gr.State(None, time_to_live=KEPT_SECONDS)  # the photo that the visitor was warned of
 
     def run(
         photo: str | None,
         tasks: list[str],
         expert: str | None,
         memory: Memory | None,
-        by: str,
+        warned: str | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> Iterator[dict[Any, Any]]:
         def tell(share: float) -> None:
             progress(share, desc="Restoring")
 
         for view in handlers.views(photo, tasks, expert or "", memory, tell):
-            if view.error is not None:
+            if view.error is not None and photo != warned:  # a replaced photo's change comes twice
                 gr.Warning(jobs.sorry(view.error))
-            yield show(view, by)
+            yield {**show(view), refused: photo if view.error else None}
 
-    def show(view: View, by: str) -> dict[Any, Any]:
-        drawn = panels.draw(handlers.model, view, by)
+    def show(view: View) -> dict[Any, Any]:
+        drawn = panels.draw(handlers.model, view)
         updates = {
             memory: view.memory,
             results.verdict: drawn.verdict,
@@ -324,23 +332,23 @@ def _connect_model(
             explanations.who: drawn.who,
             **_result(results.choice, view.memory, view.choice, drawn.choice_title, drawn.choice_words),
         }
-        if view.fresh:  # else auto's result and the map stand already
+        if view.fresh:  # else auto's result stands already
             auto = view.memory.auto if view.memory else None
             updates |= _result(results.auto, view.memory, auto, drawn.auto_title, "")
-            updates[explanations.map] = drawn.map
         return updates
 
     outputs = [
         memory,
+        refused,
         *(results.verdict, results.below, results.hint, results.report, results.timing),
         *vars(results.auto).values(),
         *vars(results.choice).values(),
-        *(explanations.map, explanations.what, explanations.sure, explanations.who),
+        *(explanations.what, explanations.sure, explanations.who),
     ]
     running = gr.on(
         [card.photo.change, sidebar.tasks.change, sidebar.expert.change],
         run,
-        [card.photo, sidebar.tasks, sidebar.expert, memory, explanations.by],
+        [card.photo, sidebar.tasks, sidebar.expert, memory, refused],
         outputs,
         api_visibility="private",
         trigger_mode="always_last",
@@ -350,11 +358,11 @@ def _connect_model(
         show_progress_on=[results.verdict],
     )
 
-    def colour(by: str, memory: Memory | None) -> go.Figure | None:
-        return panels.draw_map(handlers.model, memory.auto.report if memory else None, by)
+    def colour(by: str) -> go.Figure | None:
+        return panels.draw_map(handlers.model, by)
 
     explanations.by.change(
-        colour, [explanations.by, memory], explanations.map, api_visibility="private",
+        colour, explanations.by, explanations.map, api_visibility="private",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from unirestorer.demo import words
 from unirestorer.demo.figures import bar
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Estimate, Task
@@ -260,7 +261,7 @@ def noise_html(model: UniRestorer, estimate: Estimate | None, scale: float, seed
         {*plain.topk(min(4, len(plain))).indices.tolist(), int(noisy.argmax())}, key=lambda i: -plain[i]
     )
     rows = "".join(
-        bar("", model.tree.names[-1][leaf], float(plain[leaf]), False)
+        bar("", words.spoken(model.tree.names[-1][leaf]), float(plain[leaf]), False)
         + bar("", "… with noise", float(noisy[leaf]), leaf == int(noisy.argmax()))
         for leaf in best
     )

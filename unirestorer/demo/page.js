@@ -24,6 +24,19 @@ window.unirestorerReady = () => {
       if (!input.getAttribute("aria-label")) input.setAttribute("aria-label", "Choose a photo");
     });
   };
+  // The photo's marks on the map are its last two traces. They are moved alone: drawing the thousands around
+  // them would take longer than the answer. A map that was drawn anew (coloured otherwise) has not got them yet.
+  const star = () => {
+    const map = document.querySelector("#map .js-plotly-plot");
+    if (!map?.calcdata || !window.Plotly) return;
+    const place = document.querySelector("#what [data-star]")?.dataset.star ?? "";
+    if ((map.data.star ?? "") === place) return;
+    map.data.star = place;
+    const nowhere = { x: [null], y: [null] };
+    const traces = [map.data.length - 2, map.data.length - 1];
+    const still = { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } };
+    window.Plotly.animate(map, { data: place ? JSON.parse(place) : [nowhere, nowhere], traces }, still);
+  };
   let lesson = document.querySelector("[data-lesson]")?.dataset.lesson;
   const follow = () => {
     const now = document.querySelector("[data-lesson]")?.dataset.lesson;
@@ -32,6 +45,7 @@ window.unirestorerReady = () => {
   };
   new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  new MutationObserver(star).observe(document.body, { childList: true, subtree: true });
   name();
 };
 
@@ -54,10 +68,22 @@ if (rules.length) {
   style.textContent = rules.join("\n");
   document.head.append(style);
 }
+const goTo = (element) => {
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  element?.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+};
+// On a phone the results lie below the photo: go there, where the answer is waited for.
+const showResults = () => {
+  const results = document.querySelector("#results");
+  if (results?.getBoundingClientRect().top > window.innerHeight / 2) goTo(results);
+};
 document.addEventListener("click", (event) => {
   const example = event.target.closest("[data-example]");
   const tab = event.target.closest("#tabs [role=tab]");
   if (example) window.unirestorerLink("example", example.dataset.example);
+  if (example) showResults();
+  const why = event.target.closest("[data-why]");
+  if (why) goTo(document.querySelector(`#why-${why.dataset.why}`));
   if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
   if (event.target.closest("#reset")) window.unirestorerLink("example", "");
 });
@@ -96,5 +122,7 @@ window.unirestorerCarried = async () => {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 };
 document.addEventListener("change", (event) => {
-  if (event.target.closest("#photo input[type=file]")) window.unirestorerLink("example", "");
+  if (!event.target.closest("#photo input[type=file]")) return;
+  window.unirestorerLink("example", "");
+  showResults();
 });

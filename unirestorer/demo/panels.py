@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ HEADER = """<header class="top"><svg viewBox="0 0 32 32" width="34" height="34" 
 <circle cx="26" cy="12" r="2.2" fill="#0072B2"/><circle cx="26" cy="20" r="2.2" fill="#E69F00"/>
 <circle cx="26" cy="28" r="2.2" fill="#009E73"/></svg>
 <div><h1>UniRestorer</h1><p>Restores a photo by first estimating what is wrong with it,
-then asking the expert whose granularity fits how sure that estimate is.</p></div></header>"""
+then asking one expert: a narrow one where that estimate is sure, a broad one where it is not.</p></div>
+</header>"""
 
 WELCOME = """<div class="welcome"><h2 class="title">Drop a photo, or pick an example</h2>
 <p class="sub">{what}: you see it restored, and why it went to the expert that restored it.</p><ol>
@@ -35,7 +37,7 @@ Less sure means a coarser, more forgiving expert.</li>
 <li><span class="number">3</span><b>Choose</b>A tree of experts, from one for everything to one for
 {finest}: just one of them restores.</li></ol></div>"""
 SIDEBAR = """<h2 class="title">Instruction</h2>
-<p class="sub">Leave all empty and the router decides alone.</p>"""
+<p class="sub">Leave all empty, and the router, which picks the expert for a photo, decides alone.</p>"""
 HINT = "Tick a task or force an expert in the Instruction panel to see a second result beside this one."
 
 NOTE = """A specialist restores best if the estimate is right and worst if it is wrong. The shakier the
@@ -45,11 +47,22 @@ TITLES = {
     "what": (
         "1",
         "What is it?",
-        "Each mark is a training photo; near means degraded alike. The lines are the tree.",
+        "Each mark is a training photo; near means degraded alike. The lines are the tree of experts, see 3.",
     ),
-    "sure": ("2", "How sure?", "How uncertain the estimate is, and which granularity that asks for."),
-    "who": ("3", "Who restores it?", "Click an expert to force it, click it again to let go."),
+    "sure": ("2", "How sure?", "How uncertain the estimate is, and so how narrow an expert to ask."),
+    "who": (
+        "3",
+        "Who restores it?",
+        "Percentages: how likely the photo belongs to a branch. How far to the right to go, 2 decides. "
+        "Click an expert to force it, click it again to let go.",
+    ),
 }
+
+
+# Buttons (see page.js), since a link within the page would leave it: Gradio's pages have a base address.
+WHY = " ".join(
+    f'<button type="button" data-why="{key}">{title}</button>' for key, (_, title, _) in TITLES.items()
+)
 
 
 @dataclass(frozen=True)
@@ -61,16 +74,14 @@ class Panels:
     choice_title: str
     choice_words: str
     hint: str
-    map: go.Figure | None  # None: leave the map as it is
     what: str
     sure: str
     who: str
     timing: str
 
 
-def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
-    """All panels. They explain the second result where there is one, else auto mode's. `by` colours the map.
-    """
+def draw(model: UniRestorer, view: View) -> Panels:
+    """All panels. They explain the second result where there is one, else auto mode's."""
     auto = view.memory.auto.report if view.memory else None
     choice = view.choice.report if view.choice else None
     report = choice or auto
@@ -82,25 +93,27 @@ def draw(model: UniRestorer, view: View, by: str = "type") -> Panels:
         hint=""
         if choice or not auto
         else f'<p class="hint">{"Restoring your choice …" if view.waiting else HINT}</p>',
-        map=draw_map(model, auto, by) if view.fresh else None,
-        what=_what(auto),
-        sure=_sure(model, auto),
+        what=_what(model, auto),
+        sure=_sure(model, report),
         who=_who(model, view, report, auto),
         timing=_timing(view),
     )
 
 
-def draw_map(
-    model: UniRestorer, report: dict[str, Any] | None = None, by: str = "type"
-) -> go.Figure | None:
-    """The map with the photo's star, or nothing where the model has no map."""
-    return None if model.map is None else figures.map_figure(model.map, model.tree, report, by)
+def draw_map(model: UniRestorer, by: str) -> go.Figure | None:
+    """The map, coloured by one of `figures.colour_by`, or nothing where the model has no map."""
+    if model.map is None:
+        return None
+    figure = figures.map_figure(model.map, model.tree, by)
+    figures.add_star(figure)
+    return figure
 
 
 def panel_title(key: str) -> str:
     number, title, explanation = TITLES[key]
     return (
-        f'<h2 class="title"><span class="number">{number}</span>{title}</h2><p class="sub">{explanation}</p>'
+        f'<h2 class="title" id="why-{key}"><span class="number">{number}</span>{title}</h2>'
+        f'<p class="sub">{explanation}</p>'
     )
 
 
@@ -115,6 +128,19 @@ def model_line(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
     )
     switch = f'<p class="label">Model set</p><nav aria-label="Model set">{links}</nav>'
     return f'{switch if len(models) > 1 else ""}<p class="device">{name}{words.device(model.device.type)}</p>'
+
+
+def other_models(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
+    """What another model is made for, said below a result, with a link to its page."""
+    several = words.knows_several(model.tree)
+    asked = "Only one thing wrong with it" if several else "More than one thing wrong with it"
+    links = [
+        f'<a href="./{path}" data-model="{path}">the model <b>{html.escape(one.name)}</b></a>'
+        for one, path in zip(models, page_paths([one.name for one in models]), strict=True)
+        if words.knows_several(one.tree) != several
+    ]
+    knows = "knows one degradation at a time" if several else "is made for several degradations at once"
+    return f'<p class="hint">{asked}? Try {links[0]}, which {knows}.</p>' if links else ""
 
 
 def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str:
@@ -133,12 +159,12 @@ def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str
         f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(auto))}</p>'
         f"<p>{html.escape(words.took_over(auto))}</p>"
         + (f'<p class="doubt">{html.escape(doubt)}</p>' if doubt else "")
-        + "</div>"
+        + f'<p class="why">Why? {WHY}</p></div>'
     )
 
 
 def _title(mode: str, report: dict[str, Any]) -> str:
-    name = html.escape(report["expert_name"])
+    name = html.escape(words.spoken(report["expert_name"]))
     return f'<h3 class="mode"><span class="chip">{mode}</span>restored by <b title="{name}">{name}</b></h3>'
 
 
@@ -149,18 +175,20 @@ def _choice_words(view: View, choice: dict[str, Any]) -> str:
     return f'<p class="sub">{html.escape(said)}</p>'
 
 
-def _what(auto: dict[str, Any] | None) -> str:
+def _what(model: UniRestorer, auto: dict[str, Any] | None) -> str:
     if auto is None:
         return '<p class="sub">Your photo will appear here as a star, joined to its nearest neighbours.</p>'
-    return f'<p class="say">{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
+    star = ""
+    if model.map is not None:  # where page.js puts the star
+        star = f' data-star="{html.escape(json.dumps(figures.star_place(model.map, auto)))}"'
+    return f'<p class="say"{star}>{html.escape(words.familiar(auto))}</p>{figures.caption_bars(auto)}'
 
 
-def _sure(model: UniRestorer, auto: dict[str, Any] | None) -> str:
-    parts = [f'<p class="say">{html.escape(words.sure(auto))}.</p>' if auto else ""]
+def _sure(model: UniRestorer, report: dict[str, Any] | None) -> str:
+    parts = [f'<p class="say">{html.escape(words.sure(report))}.</p>' if report else ""]
     if model.map is not None:
-        parts.append(figures.histogram(model.map.gran_reference, auto))
-    parts.append('<p class="label">Granularity of the expert</p>')
-    parts.append(figures.level_bars(model.tree, auto))
+        parts.append(figures.histogram(model.map.gran_reference, report))
+    parts.append(figures.level_bars(model.tree, report))
     parts.append(f'<p class="sub sure-note">{NOTE}</p>')
     return "".join(parts)
 

@@ -40,20 +40,23 @@ def tree_html(
     `tasks` strike out what they prune; `auto_expert` is named where it differs from the chosen one. Without a
     `report` it is the bare topology.
     """
-    heads = [words.level_word(level, tree.levels) for level in range(tree.levels)]
-    likely = [
-        words.percent(level["probability"]) if report else "&nbsp;"
-        for level in (report or {}).get("levels", [])
-    ]
-    head = "".join(
-        f'<div class="head">{name}<small>{share}</small></div>'
-        for name, share in zip(heads, likely or ["&nbsp;"] * len(heads), strict=True)
-    )
+    head = "".join(f'<div class="head">{name}</div>' for name in words.level_words(tree))
     drawing = _Drawing(tree, report, tasks, auto_expert)
     roots = "".join(drawing.node(0, index) for index in range(len(tree.centers[0])))
     return (
         f'<div class="tree" style="--levels:{tree.levels}"><div class="heads" aria-hidden="true">{head}</div>'
-        f'<ul aria-label="The tree of experts">{roots}</ul></div>'
+        f'<ul aria-label="The tree of experts">{roots}</ul></div>{_real_note(tree)}'
+    )
+
+
+def _real_note(tree: DegradationTree) -> str:
+    """What "real" means in a leaf's name."""
+    real = [name.partition(", ")[0] for name in tree.names[-1] if name.endswith(", real")]
+    if not real:
+        return ""
+    return (
+        f'<p class="sub after">“real”: learnt mostly from photographed {html.escape(words.listed(real))}, '
+        "the others from drawn ones.</p>"
     )
 
 
@@ -97,7 +100,8 @@ class _Drawing:
         label = self.label(number)
         label = f"<s>{label}</s>" if number in self.pruned else label
         value = ""
-        if self.report and number not in self.pruned:
+        certain = number == 0 and len(self.tree.centers[0]) == 1  # every photo belongs to the root
+        if self.report and number not in self.pruned and not certain:
             share = self.probs[number]
             value = f'<span class="p">{html.escape(words.short_percent(share))}</span>'
             value += f'<i class="fill" style="width:{100 * share:.1f}%"></i>'

@@ -71,24 +71,29 @@ def task_list(tasks: Iterable[Task]) -> str:
     return listed(TASK_WORDS[task] for task in Task if task in named)
 
 
+def spoken(name: str) -> str:
+    """A node's name as it is said: "rain, heavy 2" -> "heavy rain 2"."""
+    return re.sub(r"^(.+), (\D+)( \d+)?$", r"\2 \1\3", name)
+
+
 def plain(name: str) -> str:
-    """A node's name as it is said: "rain, heavy" -> "heavy rain"; the number of a namesake is left out."""
-    noun, _, degree = re.sub(r" \d+$", "", name).partition(", ")
-    return f"{degree} {noun}" if degree else noun
+    """The same without the number that tells namesakes apart, for sentences: "heavy rain"."""
+    return re.sub(r" \d+$", "", spoken(name))
 
 
-def level_word(level: int, levels: int) -> str:
-    """The granularity's name: ALL, TYPE and DEGREE in a tree of three levels."""
-    if levels == 3:
-        return ("ALL", "TYPE", "DEGREE")[level]
-    if level == 0 and levels > 1:
-        return "ALL"
-    return f"LEVEL{NBSP}{level}"
+def level_words(tree: DegradationTree) -> tuple[str, ...]:
+    """The granularities' names, coarse to fine: ALL, TYPE and DEGREE in a tree of three levels, unless its
+    nodes mix types.
+    """
+    if tree.levels == 3:
+        return ("ALL", "GROUP", "SUBGROUP") if knows_several(tree) else ("ALL", "TYPE", "DEGREE")
+    names = [f"LEVEL{NBSP}{level}" for level in range(tree.levels)]
+    return ("ALL", *names[1:]) if tree.levels > 1 else tuple(names)
 
 
 def expert_label(tree: DegradationTree, expert: int) -> str:
-    """An expert in words with its granularity: "DEGREE: rain, heavy"."""
-    return f"{level_word(tree.level_of(expert)[0], tree.levels)}: {tree.words(expert)}"
+    """An expert in words with its granularity: "DEGREE: heavy rain"."""
+    return f"{level_words(tree)[tree.level_of(expert)[0]]}: {spoken(tree.words(expert))}"
 
 
 def role(level: int, levels: int) -> str:
@@ -168,6 +173,29 @@ def familiar(report: dict[str, Any]) -> str:
     return sentence
 
 
+def captions_note(report: dict[str, Any]) -> str:
+    """How the nearest captions and the verdict hang together, and where they part."""
+    if looks_clean(report):
+        return (
+            "That the photo looks clean is said by these words. The tree has no place for clean photos, so "
+            "the router names an expert all the same."
+        )
+    if _mixes(report["leaves"][report["leaf"]]):
+        return (
+            "The descriptions that fit best. The verdict’s percentages add up all that name a degradation; "
+            "the router, which picks the expert, judges the photo’s place on the map instead."
+        )
+    note = (
+        "The descriptions that fit best. They do not decide: the router judges the photo’s place on the map, "
+        "and its verdict counts"
+    )
+    seen, routed = (Task(max(report[kind], key=report[kind].__getitem__)) for kind in ("seen", "tasks"))
+    if seen == routed:
+        return f"{note}."
+    parted = f"{TASK_WORDS[seen]} by the words, {TASK_WORDS[routed]} by the router"
+    return f"{note}. Here they differ: {parted}."
+
+
 def doubt(report: dict[str, Any]) -> str:
     """A warning beside the verdict where nothing like the photo was trained on; else nothing."""
     p = report.get("distance_percentile", 0)
@@ -221,7 +249,7 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
             "the same." if same else f"{router}."
         )
     who = _who(report["level"], len(report["levels"]), chosen)
-    kept = f"Only {task_list(named)} kept, all other branches pruned"
+    kept = f"Only {task_list(named)} kept, all other experts ruled out"
     if _mixes(report["leaves"][report["leaf"]]):  # the captions name what they did before
         return f"{kept}; {who}."
     return f"{kept}. {_guess(report)}; {who}."
@@ -358,9 +386,14 @@ def wrong_input() -> str:
     return "The inputs are not what this endpoint takes: gradio_api/info lists their names and types."
 
 
-def sorry(error: ValueError) -> str:
-    """A user's mistake as one sentence that is safe as HTML."""
+def complaint(error: ValueError) -> str:
+    """A user's mistake as one sentence of plain text."""
     text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")
     if text.startswith("image: "):
         text = f"this photo cannot be used: {text.removeprefix('image: ')}"
-    return html.escape(f"{text[:1].upper()}{text[1:]}.")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def sorry(error: ValueError) -> str:
+    """The same, safe as HTML."""
+    return html.escape(complaint(error))
