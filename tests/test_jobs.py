@@ -1,8 +1,10 @@
 """Jobs without a server: faults of the checkpoint and the disk, the log, and a GPU that is lent."""
 
+import ctypes
 import errno
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -18,7 +21,7 @@ from unirestorer import UniRestorer
 from unirestorer.demo import handlers as handlers_module
 from unirestorer.demo import jobs
 from unirestorer.demo.handlers import Handlers, View
-from unirestorer.demo.host import Limits, lent_gpu
+from unirestorer.demo.host import Limits, give_back_memory, lent_gpu
 from unirestorer.demo.jobs import Watch
 
 
@@ -187,3 +190,42 @@ def test_a_lent_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "spaces", spaces)
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert lent_gpu(300)(work)() == 70 and asked == [120]
+
+
+# Memory
+
+
+def resident_mb() -> float:
+    found = re.search(r"^VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) / 1000
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library keeps nothing back")
+def test_freed_memory_is_given_back() -> None:
+    pieces = [torch.ones(25_000) for _ in range(3000)]  # 300 MB, each too small for a mapping of its own
+    pins = pieces[::50]  # the heap cannot simply end sooner
+    del pieces
+    before = resident_mb()
+    give_back_memory()
+    assert before - resident_mb() > 200
+    assert all(pin[0] == 1 for pin in pins)
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    give_back_memory()
+
+
+def test_every_job_gives_its_memory_back(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(jobs, "give_back_memory", lambda: given.append("back"))
+    watch.job(lambda: 1, "whole", same)()
+    assert given == ["back"]
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(AppError):
+        watch.job(fails, "fails", same)()
+    assert given == ["back"] * 2

@@ -1,5 +1,6 @@
 """The expert architectures: published sizes, every photo size, local statistics, tiles, and errors."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor
 
 from unirestorer.config import RESTORMER_PAPER, RETINEXFORMER_PAPER, NetworkConfig
-from unirestorer.networks import NETWORKS, Network, build_network
-from unirestorer.networks.nafnet import NAFBlock, NAFNet, window_means
+from unirestorer.networks import NETWORKS, Network, build_network, nafnet
+from unirestorer.networks.nafnet import LocalMeans, NAFBlock, NAFNet, stripes, window_factors
 
 NAFNET_PAPER = NetworkConfig(kind="nafnet", width=32, encoder=(1, 1, 1, 28), middle=1, decoder=(1, 1, 1, 1))
 SMALL = {
@@ -81,33 +82,70 @@ def test_untrained_retinexformer_only_lights_up():
 
 @pytest.mark.parametrize(
     ("size", "window"),
-    [((9, 13), 4), ((9, 13), 5), ((5, 40), 12), ((30, 6), 7), ((8, 9), 8), ((3, 3), 1)],
+    [((9, 13), 4), ((9, 13), 5), ((5, 40), 12), ((30, 6), 7), ((31, 29), 24), ((8, 9), 8), ((3, 3), 1)],
     ids=str,
 )
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_local_statistics_equal_a_naive_loop(size, window, offset):
-    """y * conv(mean of the window around each pixel, moved inside the map at its borders)."""
-    torch.manual_seed(0)
-    block = NAFBlock(3, window).eval()
-    y = torch.randn(2, 3, *size) + offset
+def test_local_means_equal_a_naive_loop(size, window, offset):
+    """Means of the window around each pixel, moved inside the map at its borders, of any rows at a time."""
+    y = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)) + offset
     h, w = (min(window, side) for side in size)
-    means = torch.empty(y.shape, dtype=torch.float64)
+    expected = torch.empty(y.shape, dtype=torch.float64)
     for i in range(size[0]):
         for j in range(size[1]):
             top = min(max(i - (h - 1) // 2, 0), size[0] - h)
             left = min(max(j - (w - 1) // 2, 0), size[1] - w)
-            means[:, :, i, j] = y[:, :, top : top + h, left : left + w].double().mean((2, 3))
-    with torch.inference_mode():
-        expected = y.double() * block.attention.double()(means)
-        block.attention.float()
-        got = block.attend(y)
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+            expected[:, :, i, j] = y[:, :, top : top + h, left : left + w].double().mean((2, 3))
+    local = LocalMeans(y, window)
+    for step in (1, 2, 5, size[0]):
+        for top in range(0, size[0], step):
+            bottom = min(top + step, size[0])
+            got = local.rows(top, bottom).double().expand(2, 3, bottom - top, size[1])
+            torch.testing.assert_close(got, expected[:, :, top:bottom], rtol=1e-6, atol=1e-6)
 
 
-def test_window_means_stay_exact_on_a_large_map():
+def test_local_means_stay_exact_on_a_large_map():
     x = photo(1, 2, 300, 700) + 5
     exact = torch.nn.functional.avg_pool2d(x.double(), 96, stride=1)
-    torch.testing.assert_close(window_means(x, 96).double(), exact, rtol=0, atol=1e-5)
+    means = LocalMeans(x, 96).rows(47, 300 - 48)[..., 47 : 700 - 48]
+    torch.testing.assert_close(means.double(), exact, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 12, 24, 48, 96, 97, 7 * 11])
+def test_a_windows_factors(window):
+    factors = window_factors(window)
+    assert math.prod(factors) == window
+    assert len(factors) <= 3
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("size", [(33, 21), (64, 80), (7, 50)], ids=str)
+@pytest.mark.parametrize("kind", ["nafnet", "unshuffled"])
+def test_stripes_equal_all_rows_at_once(kind, size, rows, monkeypatch):
+    network, x = trained(SMALL[kind]), photo(2, 3, *size)
+    with torch.no_grad():
+        monkeypatch.setattr(nafnet, "takes_all_rows", lambda x: True)
+        whole = network(x)
+    with torch.inference_mode():
+        monkeypatch.setattr(nafnet, "takes_all_rows", lambda x: False)
+        monkeypatch.setattr(nafnet, "STRIPE_BYTES", rows * 2 * 2 * 8 * 4 * size[1])
+        striped = network(x)
+    assert (whole - x).abs().mean() > 0.01
+    torch.testing.assert_close(striped, whole, rtol=0, atol=1e-6)
+
+
+def test_stripes_are_of_the_stated_size_and_cover_every_row(monkeypatch):
+    monkeypatch.setattr(nafnet, "STRIPE_BYTES", 4 * 2 * 10 * 100 * 3)       # three rows of 10 channels
+    x = photo(2, 5, 8, 100)
+    assert stripes(x, 10) == [(0, 3), (3, 6), (6, 8)]
+    assert stripes(x, 1000) == [(y, y + 1) for y in range(8)]               # never less than a row
+
+
+def test_a_photo_may_have_a_gradient_at_test_time():
+    network, x = trained(SMALL["nafnet"]), photo(1, 3, 40, 24).requires_grad_()
+    network(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["nafnet", "unshuffled"])

@@ -197,7 +197,7 @@ def _one_round(model: UniRestorer, case: Case, meter: Meter) -> None:
 
 def _auto_beside_expert(model: UniRestorer, case: Case) -> dict[str, float]:
     x = load_image(case.photo)
-    expert = model(x, tile_px=case.tile_px).route.expert
+    expert = model.inspect(x).route.expert
     works = (
         lambda: model(x, tile_px=case.tile_px),
         lambda: model.experts(x, expert, tile_px=case.tile_px),

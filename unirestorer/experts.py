@@ -5,12 +5,13 @@ Memory, in bytes of tensors, for photos of B x H x W pixels in tiles of T pixels
     2 * 12 * B * H * W                          the photos and the result, where the photos lie
     + keep * 4 * parameters                     the warm experts, on the bank's device
     + c * width * (T + 2 * (halo + m) + m)^2    one tile with its halo, there, too; m = the network's multiple
+    + 4 * nafnet.STRIPE_BYTES                   what NAFNet computes at once on a CPU
 
-where T is at most the longer side, so that the last term is bounded by the tile, whatever the photo: 0.91 GB
-for the shipped experts with tiles of 768 px. c is 26 for NAFNet, 59 for RetinexFormer, 110 for Restormer:
-bytes per pixel and channel of the first level; libraries' scratch comes on top. A pass holds as many photos
-as fit a tile's area, at least one; a batch of several passes copies the photos of one of them. What a GPU
-cannot hold even so runs in smaller tiles, then on the CPU: see `ExpertBank.__call__`.
+where T is at most the longer side, so that the third term is bounded by the tile, whatever the photo: 0.65 GB
+for the shipped experts with tiles of 1024 px. c is 12 for NAFNet on a CPU, 24 on a GPU; 59 for RetinexFormer,
+110 for Restormer: bytes per pixel and channel of the first level; libraries' scratch comes on top. A pass
+holds as many photos as fit a tile's area, at least one; a batch of several passes copies the photos of one of
+them. What a GPU cannot hold even so runs in smaller tiles, then on the CPU: see `ExpertBank.__call__`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from unirestorer.imaging import run_tiled
 
-DEFAULT_TILE_PX = 768
+DEFAULT_TILE_PX = 1024
 SMALLEST_TILE_PX = 64
 CPU = torch.device("cpu")
 

@@ -30,7 +30,7 @@ from gradio_client.exceptions import AppError
 from torch import Tensor, nn
 
 from unirestorer.demo import words
-from unirestorer.demo.host import Limits
+from unirestorer.demo.host import Limits, give_back_memory
 from unirestorer.experts import DEFAULT_TILE_PX, ExpertBank
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Estimate
@@ -185,6 +185,7 @@ class Watch:
             _current.reset(token)
 
     def _finished(self, job: Job) -> None:
+        give_back_memory()
         if job.error is None:
             self._durations.append(job.seconds)
         entry: dict[str, Any] = {"event": job.event, "seconds": round(job.seconds, 3)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unirestorer.config import NetworkConfig
 
+STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Extend x (B,C,H,W) at the bottom and right to sides that `multiple` divides.
@@ -24,35 +25,72 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode=mode)
 
 
-def window_means(x: Tensor, window: int) -> Tensor:
-    """Means of x (B,C,H,W) over every place of a window that lies inside x, in single precision.
+def takes_all_rows(x: Tensor) -> bool:
+    """Whether steps take all of x, not stripes: a gradient needs their results, and a GPU is faster so."""
+    return torch.is_grad_enabled() or x.device.type != "cpu"
 
-    The window is (h, w) = (min(window, H), min(window, W)); the result is (B,C,H-h+1,W-w+1).
+
+def stripes(x: Tensor, channels: int) -> list[tuple[int, int]]:
+    """Ranges of rows of x (B,C,H,W), of which maps with so many `channels` have `STRIPE_BYTES`.
+
+    Several steps done for one range after another need no memory for what lies between them, which then stays
+    in the processor's cache: half the time and less than half the memory of whole maps.
     """
-    sides = [min(window, size) for size in x.shape[-2:]]
-    means = x.float()
-    for dim, side in zip((2, 3), sides, strict=True):
-        if side == x.shape[dim]:
-            means = means.sum(dim, keepdim=True)
-        else:
-            strips = means.split(32, 5 - dim)               # they fit the processor's cache: twice as fast
-            means = torch.cat([_window_sums(strip, dim, side) for strip in strips], 5 - dim)
-    return means / (sides[0] * sides[1])
+    rows = max(STRIPE_BYTES // (x.shape[0] * channels * x.shape[3] * x.element_size()), 1)
+    return [(top, min(top + rows, x.shape[2])) for top in range(0, x.shape[2], rows)]
 
 
-def _window_sums(x: Tensor, dim: int, side: int) -> Tensor:
-    """Sums of `side` neighbours along `dim`, by doubling: a sum of 2n is two sums of n.
+class LocalMeans:
+    """Means of x (B,C,H,W) over the window around each pixel, moved inside x at its borders, in single
+    precision.
 
-    Three times as fast here as an integral image, whose large totals would also cost digits.
+    The window is (min(window, H), min(window, W)). A sum over 96 x 96 pixels is one over 6 x 6 that are 16
+    apart, then one over 4 x 4 that are 4 apart, then over 4 x 4 neighbours. Only the first of these is kept
+    for the whole map.
     """
-    if side == 1:
-        return x
-    half = _window_sums(x, dim, side // 2)
-    count = half.shape[dim] - side // 2
-    total = half.narrow(dim, 0, count) + half.narrow(dim, side // 2, count)
-    if side % 2 == 0:
-        return total
-    return total.narrow(dim, 0, count - 1) + x.narrow(dim, side - 1, count - 1)
+
+    def __init__(self, x: Tensor, window: int) -> None:
+        self.height, self.window = x.shape[2], window
+        self.tall, self.wide = (size > window for size in x.shape[-2:])
+        small = [dim for dim, larger in ((2, self.tall), (3, self.wide)) if not larger]
+        x = x.float().mean(small, keepdim=True) if small else x.float()
+        self.factors = window_factors(window) if self.tall or self.wide else []
+        self.coarse = self._sums(x, self.factors[0], window // self.factors[0]) if self.factors else x
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """The means of the rows from `top` to before `bottom`, (B,C,bottom-top,W); a side that the window
+        covers is 1.
+        """
+        sums, above, below = self.coarse, 0, 0
+        before, after = (self.window - 1) // 2, self.window - 1 - (self.window - 1) // 2
+        if self.tall:
+            first, last = (min(max(y - before, 0), self.height - self.window) for y in (top, bottom - 1))
+            above = min(max(before - top, 0), bottom - 1 - top)                 # windows moved down
+            below = bottom - top - above - (last + 1 - first)                   # windows moved up
+            sums = sums[:, :, first : last + self.window // self.factors[0]]
+        spacing = 1
+        for factor in reversed(self.factors[1:]):
+            sums = self._sums(sums, factor, spacing)
+            spacing *= factor
+        means = sums / self.window ** (self.tall + self.wide)
+        sides = (before, after) if self.wide else (0, 0)
+        return F.pad(means, (*sides, above, below), mode="replicate")
+
+    def _sums(self, x: Tensor, count: int, spacing: int) -> Tensor:
+        """Sums over `count` pixels, `spacing` apart, in each direction in which the window moves."""
+        taps = x.new_ones(x.shape[1], 1, count if self.tall else 1, count if self.wide else 1)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, taps, dilation=spacing, groups=x.shape[1])
+
+
+def window_factors(window: int) -> list[int]:
+    """Small numbers whose product is `window`, 96 = 6 * 4 * 4; prime factors above 6 stay as they are."""
+    factors = []
+    while window > 1:
+        divisors = (n for n in (6, 5, 4, 3, 2, *range(7, window + 1)) if window % n == 0)
+        factors.append(next(divisors))
+        window //= factors[-1]
+    return factors or [1]
 
 
 class LayerNorm2d(nn.Module):
@@ -94,23 +132,47 @@ class NAFBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = simple_gate(self.depthwise(self.expand(self.norm1(x))))
-        x = x + self.beta * self.project(self.attend(y))
-        return x + self.gamma * self.feed_out(simple_gate(self.feed(self.norm2(x))))
+        height = x.shape[2]
+        if self.training or takes_all_rows(x):
+            y = self.mix(x)
+            y = self.attend(y, self.means(y).rows(0, height))
+            return self.finish(x, y)
+        y = torch.empty_like(x)
+        parts = stripes(x, 2 * x.shape[1])
+        for top, bottom in parts:
+            first, last = max(top - 1, 0), min(bottom + 1, height)              # what the 3x3 kernel reads
+            y[:, :, top:bottom] = self.mix(x[:, :, first:last])[:, :, top - first : bottom - first]
+        means = self.means(y)                               # from here on y becomes the output
+        for top, bottom in parts:
+            weighed = self.attend(y[:, :, top:bottom], means.rows(top, bottom))
+            y[:, :, top:bottom] = self.finish(x[:, :, top:bottom], weighed)
+        return y
 
-    def attend(self, y: Tensor) -> Tensor:
-        """Simplified channel attention: y * conv(mean of y), (B,C,H,W) -> (B,C,H,W).
+    def means(self, y: Tensor) -> LocalMeans:
+        """The statistics for attention: of the whole map in training, local ones at test time."""
+        return LocalMeans(y, max(y.shape[-2:]) if self.training else self.window)
 
-        In training the mean is over the whole map; at test time over the window around each pixel, moved
-        inside the map at its borders. There the means repeat, so the convolution runs first.
-        """
-        height, width = y.shape[-2:]
-        if self.training or (height <= self.window and width <= self.window):
-            return y * self.attention(y.mean((2, 3), keepdim=True))
-        scale = self.attention(window_means(y, self.window).to(y.dtype))
-        missing_h, missing_w = (self.window - 1 if size > self.window else 0 for size in (height, width))
-        left, top = missing_w // 2, missing_h // 2
-        return y * F.pad(scale, (left, missing_w - left, top, missing_h - top), mode="replicate")
+    def mix(self, x: Tensor) -> Tensor:
+        """The block's first half up to its attention, (B,C,H,W) -> (B,C,H,W)."""
+        return simple_gate(self.depthwise(self.expand(self.norm1(x))))
+
+    def attend(self, y: Tensor, means: Tensor) -> Tensor:
+        """Simplified channel attention, (B,C,H,W) -> (B,C,H,W), by the `means` of y."""
+        return y * self.attention(means.to(y.dtype))
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """What follows attention: the block's input x and the weighed y, (B,C,H,W) each -> (B,C,H,W)."""
+        x = torch.addcmul(x, self.beta, self.project(y))
+        return torch.addcmul(x, self.gamma, self.feed_out(simple_gate(self.feed(self.norm2(x)))))
+
+
+def join(up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    """up(x) + skip: x (B,2C,H,W), skip (B,C,2H,2W) -> (B,C,2H,2W), which may take the place of `skip`."""
+    if takes_all_rows(x):
+        return up(x) + skip
+    for top, bottom in stripes(x, 2 * x.shape[1]):
+        skip[:, :, 2 * top : 2 * bottom] += up(x[:, :, top:bottom])
+    return skip
 
 
 class NAFNet(nn.Module):
@@ -180,5 +242,6 @@ class NAFNet(nn.Module):
             x = down(x)
         x = self.middle(x)
         for up, decoder in zip(self.up, self.decoder, strict=True):
-            x = decoder(up(x) + skips.pop())
+            x = join(up, x, skips.pop())                    # what was x is free before the blocks run
+            x = decoder(x)
         return F.pixel_shuffle(self.ending(x), self.unshuffle)
