@@ -18,6 +18,7 @@ from training.train_routers import (
     new_router,
     plan_key,
     random_window,
+    routing_report,
     train_routers,
 )
 from unirestorer.config import RoutersConfig, preset
@@ -87,6 +88,14 @@ def test_a_clearly_better_level_wins_in_spite_of_the_load_term(best: int) -> Non
 
 
 @torch.no_grad()
+def test_what_a_leaf_gains_over_its_parent_is_told() -> None:
+    data = toy(0.0)
+    l1 = own_path_is_best(data, (0.3, 0.2, 0.1))
+    report = routing_report(trained(data, l1), TREE, data, np.arange(len(data.e)), l1)
+    assert report["leaf_over_parent_db"] == pytest.approx(6.02, abs=0.01)  # half the error
+    assert report["leaf_accuracy"] > 0.95
+
+
 def test_too_strong_a_load_term_makes_the_levels_alike() -> None:
     """Why beta is swept: balance bought at any price ignores the l1."""
     data = toy(0.0)

@@ -339,7 +339,9 @@ def train_routers(
 def routing_report(
     router: Router, tree: DegradationTree, data: Embedded, rows: np.ndarray, l1: Tensor
 ) -> dict[str, Any]:
-    """Leaf and type accuracy, level loads and lost l1, measured on held-out photos."""
+    """Leaf and type accuracy, level loads and lost l1 on held-out photos; and what a leaf's expert gains over
+    its parent on the leaf's own rows, dB, on all photos that no expert saw.
+    """
     known = torch.nonzero((data.leaf >= 0) & data.held_out)[:, 0]
     route = router.route(router.estimate(data.e[known]))
     own = data.leaf[known]
@@ -347,10 +349,14 @@ def routing_report(
     table = torch.nonzero(data.held_out[rows])[:, 0]
     chosen = router.route(router.estimate(data.e[rows[table.numpy()]]))
     lost = l1[table].gather(1, chosen.expert[:, None])[:, 0] / l1[table].min(1).values
+    at_home = torch.nonzero(data.leaf[rows] >= 0)[:, 0]
+    paths = tree.expert_table[data.leaf[rows][at_home]]  # (rows, levels)
+    leaf_l1, parent_l1 = (l1[at_home, paths[:, level]] for level in (-1, max(-2, -tree.levels)))
     return {
         "held_out_photos": len(known),
         "leaf_accuracy": float((route.leaf == own).float().mean()),
         "type_accuracy": float((parents[route.leaf] == parents[own]).float().mean()),
         "level_loads": (torch.bincount(route.level, minlength=tree.levels) / max(len(known), 1)).tolist(),
         "l1_over_best_expert": float(lost.mean()) if len(lost) else None,
+        "leaf_over_parent_db": float(20 * (parent_l1 / leaf_l1).log10().mean()) if len(at_home) else None,
     }

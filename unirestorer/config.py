@@ -121,15 +121,15 @@ class RoutersConfig:
 
     hidden: int = 512
     layers: int = 5
-    dropout: float = 0.1  # of the heads: a few thousand photos are soon learned by heart
-    recipes: int = 70  # recipes per task whose photos make up the heads' training set
+    dropout: float = 0.3  # of the heads: a few thousand photos are soon learned by heart
+    recipes: int = 90  # recipes per task whose photos make up the heads' training set
     photos_per_recipe: int = 6  # of the routers' own photos
     trained_photos_per_recipe: int = 4  # of the extractor's photos: more scenes for the heads
-    table_rows: int = 2000  # crops whose l1 under each candidate expert is measured
+    table_rows: int = 2500  # crops whose l1 under each candidate expert is measured
     crop_px: int = 96  # side of those crops
     candidates: int = 3  # likeliest leaves whose paths are measured
     steps: int = 1000
-    batch: int = 256
+    batch: int = 512
     lr: float = 1e-3
     alpha: float = 0.1  # weight of the uncertainty loss (Eq. 7)
     beta: float = 0.05  # weight of the load loss (Eq. 8)

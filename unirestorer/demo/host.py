@@ -124,9 +124,9 @@ def sweep(folder: Path, kept_seconds: float, most_bytes: int, now: float | None 
 def give_back_memory() -> None:
     """Hand what has been freed back to the system: glibc would keep hundreds of MB after a large photo.
 
-    Nothing where the C library has no malloc_trim (musl, macOS).
+    Nothing where the C library has no malloc_trim (musl, macOS, Windows).
     """
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError, TypeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
