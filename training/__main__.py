@@ -89,11 +89,15 @@ class Run:
 
     @cached_property
     def drs(self) -> torch.Tensor:
-        """DRs (N, D) of the training corpus under the checkpoint's extractor, kept on disk."""
-        key = self.checkpoint.config["files"]["extractor.safetensors"][:16]
+        """DRs (N, D) of the training corpus under the checkpoint's extractor."""
+        return self.drs_of(self.checkpoint)
+
+    def drs_of(self, source: Checkpoint) -> torch.Tensor:
+        """DRs (N, D) of the training corpus under the extractor of `source`, kept on disk."""
+        key = source.config["files"]["extractor.safetensors"][:16]
         path = self.work / f"drs-{key}.npy"
         if not path.is_file():
-            e = corpus_drs(self.checkpoint.extractor(), self.corpus, self.device).numpy()
+            e = corpus_drs(source.extractor(), self.corpus, self.device).numpy()
             atomic_write(path, lambda file: np.save(file, e))
         return torch.from_numpy(np.load(path))
 
@@ -300,9 +304,8 @@ def ablate_stage(run: Run) -> None:
     source = run.checkpoint if has else run.init
     if source is None:
         raise ValueError("ablate needs an extractor: run the stage extractor, or name a model by --init")
-    extractor = source.extractor()
     material = Material(
-        run.config, extractor, run.corpus, corpus_drs(extractor, run.corpus, run.device),
+        run.config, source.extractor(), run.corpus, run.drs_of(source),
         {band: run.held_out(band) for band in BANDS}, run.photos("routers"), run.photos("experts"),
         run.work / "ablate", run.device, run.compile,
     )  # fmt: skip
