@@ -21,7 +21,7 @@ from unirestorer.types import Task
 
 PX = 24
 CONFIG = CorpusConfig(window_px=PX, recipes=2, photos_per_recipe=4, clean=9)
-ROWS = 7 * 2 * 4 + 2 * 6 + 9  # drawn recipes, two real pairs of six windows, clean photos: two blocks of 64
+ROWS = 7 * 2 * 4 + 2 * data.PAIR_WINDOWS + 9  # drawn recipes, two real pairs, clean photos: two blocks of 64
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_the_plan_has_every_recipe_pair_and_clean_photo(photos: Photos) -> None:
             assert len({row.photo for row in mine}) == len(mine) == 4  # each of another photo
             assert entry.caption == Recipe.from_dict(entry.recipe).caption
         else:
-            assert len(mine) == 6
+            assert len(mine) == data.PAIR_WINDOWS
             assert len({row.source for row in mine}) == 1
             assert "degraded" in mine[0].source
     assert [e.caption for e in entries[-2:]] == ["a photo with real low light", "a photo with real rain"]

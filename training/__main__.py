@@ -298,7 +298,8 @@ def longer_stage(run: Run) -> None:
 
 def ablate_stage(run: Run) -> None:
     """What each part is worth: levels, routers and losses ("mixed") or clusters of rain ("single"), at the
-    budget of `experts.minutes`; figures go to metrics.json. Takes the extractor of OUT, else of --init.
+    budget of `experts.minutes` and `experts.steps`; figures go to metrics.json. Takes the extractor of OUT,
+    else of --init, and with --init that model's ALL to start from.
     """
     has = (run.out / "config.json").is_file() and run.checkpoint.has("extractor.safetensors")
     source = run.checkpoint if has else run.init
@@ -307,9 +308,13 @@ def ablate_stage(run: Run) -> None:
     material = Material(
         run.config, source.extractor(), run.corpus, run.drs_of(source),
         {band: run.held_out(band) for band in BANDS}, run.photos("routers"), run.photos("experts"),
-        run.work / "ablate", run.device, run.compile,
+        run.work / "ablate", run.device, run.compile, run.old_expert("0-0", 0),
     )  # fmt: skip
-    about = run.about(minutes=run.config.experts.minutes, router_steps=run.config.routers.steps)
+    experts = run.config.experts
+    about = run.about(
+        steps=experts.steps, minutes=experts.minutes, router_steps=run.config.routers.steps,
+        **run.origin("experts/0-0.safetensors"),
+    )  # fmt: skip
     found = []
     for row in ablate(material):
         found.append(row)

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from training.data import Corpus, Photos
 from training.fit_tree import centers_of, cluster, fit_tree, recipe_means
 from training.losses import expected_l1, straight_through_l1
-from training.train_experts import Node, Trainer, nodes_of
+from training.train_experts import Node, Origin, Trainer, nodes_of
 from training.train_extractor import corpus_drs
 from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
-from unirestorer.config import Config, ExpertsConfig, NetworkConfig, TreeConfig
+from unirestorer.config import Config, ExpertsConfig, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.extractor import Extractor
 from unirestorer.metrics import psnr
@@ -79,6 +79,7 @@ class Material:
     work: Path
     device: torch.device
     compile: bool
+    start: Origin | None = None  # what ALL starts from
 
 
 def ablate(material: Material) -> Iterator[Row]:
@@ -155,14 +156,14 @@ def per_level(values: tuple[Any, ...], levels: int) -> tuple[Any, ...]:
 
 
 def train_all(material: Material, config: ExpertsConfig, nodes: list[Node]) -> dict[str, nn.Module]:
-    """Every node's expert from its parent's weights; begun trainings go on."""
+    """Every node's expert from its parent's weights, the root's from `start`; begun trainings go on."""
     trainer = Trainer(
         material.corpus, config, material.work, material.config.seed, material.device,
         compile=material.compile,
     )  # fmt: skip
-    done: dict[str, tuple[NetworkConfig, dict[str, Tensor]]] = {}
+    done: dict[str, Origin] = {}
     for node in nodes:
-        shape, weights, _ = trainer.train(node, done.get(node.parent))
+        shape, weights, _ = trainer.train(node, done.get(node.parent) if node.parent else material.start)
         done[node.name] = (shape, weights)
     return {name: trainer.loaded(shape, weights) for name, (shape, weights) in done.items()}
 

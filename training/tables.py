@@ -176,11 +176,14 @@ def ablation(measured: dict[str, Any] | None) -> list[str]:
              *(" / ".join(map(str, row.get(f"load {band}", []))) for band in ("in", "out"))]
             for row in of_table
         ]  # fmt: skip
-        first, minutes = of_table[0], measured["about"]["minutes"] if measured else ()
+        first = of_table[0]
+        steps, minutes = (
+            ", ".join(f"{n:g}" for n in (measured or {})["about"][key]) for key in ("steps", "minutes")
+        )
         title = (
             f"**Ablation, {name}** (PSNR in dB on crops of held-out photos; input {first['input in']:.2f} "
-            f"in, {first['input out']:.2f} out; experts of {', '.join(f'{m:g}' for m in minutes)} minutes by "
-            "level; loads of the levels in percent)"
+            f"in, {first['input out']:.2f} out; by level at most {steps} steps and {minutes} minutes an "
+            "expert; loads of the levels in percent)"
         )
         lines += [title, "", *table(["row", "in", "out", "load in", "load out"], body), ""]
     return lines
