@@ -631,10 +631,12 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     assert "<table" not in card_html(model)
     (folder / "README.md").write_text(
         "# Title\n\nFor *photos*, x < 3. ![a picture](https://elsewhere/x.png) <script>evil()</script>\n"
+        "![Failures](../limits.jpg) [more](../README.md)\n"
     )
     text = card_text(model)
     assert text.startswith("\nFor *photos*, x < 3.") and "Title" not in text
     assert "elsewhere" in text and "![" not in text and "<script" not in text
+    assert "(Pictured in the file: Failures.) more" in text and "limits.jpg" not in text
     psnr = {"input": 20.0, "all": 22.0, "auto": 23.5, "instruction": 24.0, "oracle": 24.25}
     cases = {
         "single-in/dehaze-1": {"n": 4, "psnr": psnr},

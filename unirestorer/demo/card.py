@@ -31,13 +31,16 @@ def card_text(model: UniRestorer) -> str:
     """The checkpoint's own README as Markdown, without its first title; a sentence where there is none.
 
     A stranger's card gets no markup of its own, and no pictures: those could be fetched from other hosts.
+    What links to a file beside the card loses the link, which would lead nowhere from the page.
     """
     path = model.folder / "README.md" if model.folder else None
     if path is None or not path.is_file():
         return "This checkpoint came without a model card."
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\A\s*# .*\n", "", text)
+    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"(Pictured in the file: \1.)", text)
     text = re.sub(r"!\[([^\]]*)\]", r"[\1]", text)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
