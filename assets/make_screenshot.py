@@ -1,10 +1,11 @@
 """Takes README's pictures of the page in Chromium: `python -m assets.make_screenshot [TASK] [FOLDER]`.
 
-Serves the page with the shipped checkpoint. page.png: a task's example and the task named; lab.png:
-the degradation lab after a sweep over the strength of noise.
+Serves the page with the shipped checkpoint. page.png: a task's example and the task named; lab.png: the
+degradation lab after a sweep over the strength of noise; sweep.webp: that sweep, played.
 """
 
 import contextlib
+import io
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
 SIZE = (1440, 1560)                         # tall enough for the whole page
+WIDTH = 1000                                # of the animation, in pixels
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -56,6 +58,24 @@ def take_lab(page: Page, target: Path) -> None:
     page.wait_for_selector("#lab-trajectory .scatterlayer")
     page.set_viewport_size({"width": SIZE[0], "height": 900})
     save(page, target, full=True)
+
+
+def take_sweep(page: Page, target: Path) -> None:
+    """The steps of the lab's finished sweep, one after another, as an animation."""
+    panel = page.locator("#sweep")
+    steps = page.locator("#lab-player input")
+    frames = []
+    for step in range(int(steps.get_attribute("max") or 0) + 1):
+        steps.fill(str(step))
+        page.wait_for_timeout(500)
+        frame = Image.open(io.BytesIO(panel.screenshot())).convert("RGB")
+        size = (WIDTH, round(frame.height * WIDTH / frame.width))
+        frames.append(frame.resize(size, Image.Resampling.LANCZOS))
+    frames[0].save(
+        target, save_all=True, append_images=frames[1:], duration=[600] * (len(frames) - 1) + [2500], loop=0,
+        quality=70, method=6,
+    )  # fmt: skip
+    print(f"{target}: {len(frames)} steps, {target.stat().st_size // 1024} KiB")
 
 
 def save(page: Page, target: Path, *, full: bool) -> None:
@@ -95,6 +115,7 @@ def main() -> None:
         browser, page = open_page(playwright, url)
         take_page(page, task, folder / "page.png")
         take_lab(page, folder / "lab.png")
+        take_sweep(page, folder / "sweep.webp")
         browser.close()
 
 
