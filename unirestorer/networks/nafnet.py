@@ -12,6 +12,7 @@ from unirestorer.config import NetworkConfig
 
 STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
 
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Extend x (B,C,H,W) at the bottom and right to sides that `multiple` divides.
 
