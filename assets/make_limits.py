@@ -1,5 +1,5 @@
-"""Draws assets/limits.jpg, where the shipped `single` fails: photos clean, as given, and as auto mode leaves
-them.
+"""Draws checkpoints/single/limits.jpg, where the shipped `single` fails: photos clean, as given, and as auto
+mode leaves them.
 
     python -m assets.make_limits [FILE]
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from assets.make_contact_sheet import CAPTION_PX, CELL, GAP_PX, INK, PAPER, SEED, clean_photo
 from unirestorer import UniRestorer
+from unirestorer.checkpoint import LIBRARY_FOLDER
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.steps import GaussianBlur, Haze, Lowlight, MotionBlur, Rain, Step
 from unirestorer.files import atomic_write
@@ -50,7 +51,7 @@ def sheet(model: UniRestorer) -> Image.Image:
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("limits.jpg")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY_FOLDER / "single" / "limits.jpg"
     picture = sheet(UniRestorer.from_pretrained("single", device="cpu"))
     atomic_write(
         target, lambda file: picture.save(file, "JPEG", quality=75, subsampling="4:4:4", optimize=True)

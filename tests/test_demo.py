@@ -21,7 +21,7 @@ from unirestorer import UniRestorer
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.demo import figures, panels, theme, words
-from unirestorer.demo.card import card_html, card_text
+from unirestorer.demo.card import card_html, card_pictures, card_text
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, View, make_recipe, shrink
 from unirestorer.demo.layout import build_page, launch_options
@@ -611,6 +611,9 @@ def test_an_example_is_restored_ahead(
         raise AssertionError("the model ran")
 
     monkeypatch.setattr(UniRestorer, "__call__", fail)
+    assert handlers.known(str(other), [], "") is None
+    view = handlers.known(str(copy), ["derain"], "")
+    assert view.memory.ahead and view.waiting and view.choice is None  # which the model has yet to make
     (view,) = handlers.views(str(copy), [], "", None)
     assert view.memory.ahead and view.memory.photo == str(copy) and view.error is None
     assert view.memory.auto.report["expert"] == plain.memory.auto.report["expert"]
@@ -631,12 +634,18 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     assert "<table" not in card_html(model)
     (folder / "README.md").write_text(
         "# Title\n\nFor *photos*, x < 3. ![a picture](https://elsewhere/x.png) <script>evil()</script>\n"
-        "![Failures](../limits.jpg) [more](../README.md)\n"
+        "![Failures](../limits.jpg) [more](../README.md)\n![No picture](bad.jpg) ![A <b>ramp](ramp.png)\n"
     )
+    (folder / "bad.jpg").write_bytes(b"<script>")
+    Image.linear_gradient("L").save(folder / "ramp.png")
+    Image.linear_gradient("L").save(tmp_path / "limits.jpg")
     text = card_text(model)
     assert text.startswith("\nFor *photos*, x < 3.") and "Title" not in text
     assert "elsewhere" in text and "![" not in text and "<script" not in text
-    assert "(Pictured in the file: Failures.) more" in text and "limits.jpg" not in text
+    assert "(Picture: Failures.) more" in text and "limits.jpg" not in text
+    pictures = card_pictures(model)  # those beside the card alone
+    assert pictures.count("<img") == 1 and 'src="data:image/jpeg;base64,' in pictures
+    assert "A &lt;b&gt;ramp." in pictures and "script" not in pictures
     psnr = {"input": 20.0, "all": 22.0, "auto": 23.5, "instruction": 24.0, "oracle": 24.25}
     cases = {
         "single-in/dehaze-1": {"n": 4, "psnr": psnr},

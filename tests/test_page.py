@@ -376,6 +376,14 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
         last = page.url.partition("?")[2].partition("&")[2]
         assert last.endswith(f"lesson={len(LESSONS)}")
         assert visit.serious_findings() == []
+    likelihood = next(i for i, lesson in enumerate(LESSONS) if lesson.numbers == "likelihood")
+    query = f"&tab=lessons&lesson={likelihood + 1}&example=0"
+    with Visit(browser, url, query=query, shown="#lessons") as visit:
+        visit.page.wait_for_function(  # the example's own numbers, without another tab's being opened
+            "document.querySelector('#lesson-numbers').innerText.includes('together')"
+        )
+        tabs = visit.page.locator("#tabs [role=tab]:visible").all_inner_texts()
+        assert len(tabs) == len(set(tabs)) == 6
 
 
 def test_the_model_card(browser: Any, url: str) -> None:

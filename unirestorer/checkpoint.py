@@ -31,7 +31,10 @@ from unirestorer.types import Task
 FORMAT = "unirestorer/1"
 MAX_CONFIG_BYTES = 16 * 2**20
 LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
-HUB_FILES = ["config.json", "*.safetensors", "map.npz", "metrics.json", "README.md", "experts/*.safetensors"]
+HUB_FILES = [
+    *("config.json", "*.safetensors", "map.npz", "metrics.json", "README.md", "*.jpg"),
+    "experts/*.safetensors",
+]
 
 
 def shipped() -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
 from typing import Any
 
 from unirestorer.demo import theme, words
+from unirestorer.demo.examples import data_uri
+from unirestorer.demo.handlers import shrink
+from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
@@ -24,24 +28,47 @@ MEANING = (
     "auto what the router chose, instruction the same with the degradation named, oracle the best "
     "expert on the photo’s own path."
 )
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w-]+\.\w+)\)")  # a file beside the card
+PICTURES, PICTURE_PX = 8, 1000  # how many at most, and their longest side
 LETTERS = "LL is low light, H haze, N noise, B blur, R rain, S snow."
 
 
 def card_text(model: UniRestorer) -> str:
     """The checkpoint's own README as Markdown, without its first title; a sentence where there is none.
 
-    A stranger's card gets no markup of its own, and no pictures: those could be fetched from other hosts.
-    What links to a file beside the card loses the link, which would lead nowhere from the page.
+    A stranger's card gets no markup of its own, and no pictures but those of `card_pictures`: others could be
+    fetched from other hosts. What links to a file beside the card loses the link, which would lead nowhere
+    from the page.
     """
-    path = model.folder / "README.md" if model.folder else None
-    if path is None or not path.is_file():
+    text = _readme(model)
+    if not text:
         return "This checkpoint came without a model card."
-    text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\A\s*# .*\n", "", text)
-    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"(Pictured in the file: \1.)", text)
+    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"(Picture: \1.)", text)
     text = re.sub(r"!\[([^\]]*)\]", r"[\1]", text)
     text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def card_pictures(model: UniRestorer) -> str:
+    """The first pictures that the card shows from its own folder, decoded and made smaller, with their words.
+
+    What is no picture, or lies elsewhere, is left out.
+    """
+    figures = []
+    for words_, name in PICTURE.findall(_readme(model))[:PICTURES]:
+        with contextlib.suppress(ValueError, OSError):
+            image = shrink(to_pil(load_image(model.folder / name)), PICTURE_PX)
+            said = html.escape(words_)
+            figures.append(
+                f'<figure><img src="{data_uri(image)}" alt="{said}"><figcaption>{said}.</figcaption></figure>'
+            )
+    return "".join(figures)
+
+
+def _readme(model: UniRestorer) -> str:
+    path = model.folder / "README.md" if model.folder else None
+    return path.read_text(encoding="utf-8", errors="replace") if path and path.is_file() else ""
 
 
 def card_html(model: UniRestorer) -> str:

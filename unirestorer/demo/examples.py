@@ -61,16 +61,21 @@ def thumbnails_html(examples: tuple[Example, ...], *, several: bool = False) -> 
     order = sorted(enumerate(examples), key=lambda numbered: numbered[1].several != several)
     buttons = "".join(
         f'<button type="button" data-example="{i}" aria-label="Example photo: {html.escape(example.word)}">'
-        f'<img alt="" src="{_data_uri(example.path)}"><span>{html.escape(example.word)}</span></button>'
+        f'<img alt="" src="{_thumbnail(example.path)}"><span>{html.escape(example.word)}</span></button>'
         for i, example in order
     )
     return f'<p class="label">Or try an example</p><div class="thumbs">{buttons}</div>'
 
 
-def _data_uri(path: Path) -> str:
+def _thumbnail(path: Path) -> str:
     with Image.open(path) as image:
         image = image.convert("RGB")
     image.thumbnail(THUMBNAIL_PX)
+    return data_uri(image)
+
+
+def data_uri(image: Image.Image) -> str:
+    """The picture as a JPEG that travels inside the page."""
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

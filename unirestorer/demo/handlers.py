@@ -135,10 +135,20 @@ class Handlers:
         except ValueError as error:
             yield View(tasks=named, expert=expert, error=error)
 
+    def known(self, photo: str, tasks: list[str], expert: str) -> View | None:
+        """The first view of a photo that was restored ahead, or nothing: it takes no model.
+
+        Raises ValueError for an unknown task.
+        """
+        return next(self.views(photo, tasks, expert, None)) if self._ahead(photo) else None
+
+    def _ahead(self, photo: str) -> Prepared | None:
+        return self._prepared.get(hashlib.sha256(photo_bytes(photo)).hexdigest())
+
     def auto(self, photo: str, progress: Progress | None = None) -> Memory:
         """Restore a photo's file in auto mode. Raises ValueError for what is no photo."""
         clock = Clock()
-        prepared = self._prepared.get(hashlib.sha256(photo_bytes(photo)).hexdigest())
+        prepared = self._ahead(photo)
         if prepared:
             memory = prepared.memory
             png, after = (

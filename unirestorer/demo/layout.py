@@ -10,12 +10,13 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from gradio.events import Dependency
 from gradio.utils import get_upload_folder
 
 from unirestorer.demo import figures, jobs, panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
 from unirestorer.demo.batch_tab import add_batch
-from unirestorer.demo.card import card_html, card_text
+from unirestorer.demo.card import card_html, card_pictures, card_text
 from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
@@ -129,21 +130,24 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
                 results = _results(start, panels.other_models(model, models))
             with gr.Row(equal_height=True, elem_id="panels"):
                 explanations = _explanations(model, start)
+            running = _connect_model(handlers, examples, memory, sidebar, card, results, explanations)
         with gr.Tab("Degradation lab", id="lab") as lab_tab:
             lab = add_lab(Lab(handlers), lab_tab, MODEL_QUEUE)
         with gr.Tab("Compare experts", id="compare") as compare_tab:
             add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
         with gr.Tab("Many photos", id="batch"):
             add_batch(handlers, MODEL_QUEUE)
-        with gr.Tab("Lessons", id="lessons") as lessons_tab:
-            add_lessons(
-                page, handlers, lessons_tab, tabs, memory, card.photo, sidebar.tasks, lab, examples
+        with gr.Tab("Lessons", id="lessons"):
+            add_lessons(page, handlers, running, tabs, memory, card.photo, sidebar.tasks, lab, examples)
+        with gr.Tab("Model card", id="card") as card_tab:
+            with gr.Column(elem_classes="card", elem_id="model-card"):
+                gr.HTML(card_html(model))
+                gr.Markdown(card_text(model))
+                pictures = gr.HTML(elem_id="card-pictures")
+            card_tab.select(
+                lambda: card_pictures(model), None, pictures, api_visibility="private", queue=False
             )
-        with gr.Tab("Model card", id="card"), gr.Column(elem_classes="card", elem_id="model-card"):
-            gr.HTML(card_html(model))
-            gr.Markdown(card_text(model))
-    _connect_model(handlers, memory, sidebar, card, results, explanations)
-    _connect_clicks(handlers, examples, sidebar, card, results, explanations)
+    _connect_clicks(sidebar, card, results, explanations)
     _connect_link(page, handlers, examples, sidebar, card, lab, tabs)
     add_endpoints(handlers, MODEL_QUEUE, suffix)
     page.load(None, js="() => window.unirestorerReady()")
@@ -219,16 +223,16 @@ def _results(start: panels.Panels, other_models: str) -> Results:
             auto = _result_column("auto", "Auto: the photo and the restored one")
             choice = _result_column("choice", "Yours: the photo and the restored one")
         with gr.Column(visible=False, elem_id="below") as below:
-            hint = gr.HTML(elem_id="hint")
-            gr.HTML(other_models, visible=bool(other_models), elem_id="other-models")
+            with gr.Row(elem_id="hints"):
+                hint = gr.HTML(elem_id="hint")
+                gr.HTML(other_models, visible=bool(other_models), elem_id="other-models")
             with gr.Row(elem_id="tools"):
                 divider = gr.Slider(
                     0,
                     100,
                     50,
                     step=1,
-                    label="Divider: restored on its right",
-                    info="Drag it in the picture, or move it here with the arrow keys.",
+                    label="Divider: drag it in the picture, or use the arrow keys here",
                     elem_id="divider",
                     scale=3,
                     min_width=240,
@@ -250,12 +254,12 @@ def _result_column(elem_id: str, label: str) -> ResultColumn:
             interactive=False,
             label=label,
             show_label=False,
-            max_height=360,
+            max_height=320,
             buttons=["fullscreen"],
             elem_id=f"{elem_id}-slider",
         )
         png = gr.DownloadButton("Download PNG", size="sm", elem_id=f"{elem_id}-png")
-        sentence = gr.HTML()
+        sentence = gr.HTML(elem_classes="sentence")
     return ResultColumn(column, title, slider, sentence, png)
 
 
@@ -293,13 +297,16 @@ def _explanations(model: UniRestorer, start: panels.Panels) -> Explanations:
 
 def _connect_model(
     handlers: Handlers,
+    examples: tuple[Example, ...],
     memory: gr.State,
     sidebar: Sidebar,
     card: PhotoCard,
     results: Results,
     explanations: Explanations,
-) -> None:
-    """A new photo, other tasks or another expert: run the model and redraw."""
+) -> Dependency:
+    """A new photo, other tasks or another expert: run the model and redraw. An example that was restored
+    ahead is shown at once. Returns the event that ends with a result.
+    """
     refused = gr.State(None, time_to_live=KEPT_SECONDS)  # the photo that the visitor was warned of
 
     def run(
@@ -317,6 +324,12 @@ def _connect_model(
             if view.error is not None and photo != warned:  # a replaced photo's change comes twice
                 gr.Warning(jobs.sorry(view.error))
             yield {**show(view), refused: photo if view.error else None}
+
+    @said
+    def choose_example(event: gr.SelectData, tasks: list[str], expert: str | None) -> dict[Any, Any]:
+        photo = handlers.keep(pick(examples, event.value).path)
+        view = handlers.known(photo, tasks, expert or "")
+        return {card.photo: photo, **(show(view) if view else {})}
 
     def show(view: View) -> dict[Any, Any]:
         drawn = panels.draw(handlers.model, view)
@@ -366,8 +379,12 @@ def _connect_model(
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    card.thumbnails.select(
+        choose_example, [sidebar.tasks, sidebar.expert], [card.photo, *outputs], **quiet
+    )
     card.stop.click(None, cancels=[running], api_visibility="private")
     card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
+    return running
 
 
 def _result(
@@ -384,18 +401,9 @@ def _result(
 
 
 def _connect_clicks(
-    handlers: Handlers,
-    examples: tuple[Example, ...],
-    sidebar: Sidebar,
-    card: PhotoCard,
-    results: Results,
-    explanations: Explanations,
+    sidebar: Sidebar, card: PhotoCard, results: Results, explanations: Explanations
 ) -> None:
     """What sets other components, without the model."""
-
-    @said
-    def choose_example(event: gr.SelectData) -> str:
-        return handlers.keep(pick(examples, event.value).path)
 
     def choose_expert(event: gr.SelectData, expert: str | None) -> str:
         return "" if event.value == expert else str(event.value)
@@ -407,7 +415,6 @@ def _connect_clicks(
         return None, [], "", 50
 
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    card.thumbnails.select(choose_example, None, card.photo, **quiet)
     explanations.who.select(choose_expert, sidebar.expert, sidebar.expert, **quiet)
     everything = [card.photo, sidebar.tasks, sidebar.expert, results.divider]
     sidebar.reset.click(start_over, None, everything, **quiet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from unirestorer.demo.examples import Example
 from unirestorer.demo.handlers import Handlers, Memory
@@ -18,7 +19,7 @@ from unirestorer.types import Estimate
 def add_lessons(
     page: gr.Blocks,
     handlers: Handlers,
-    tab: gr.Tab,
+    running: Dependency,
     tabs: gr.Tabs,
     memory: gr.State,
     photo: gr.Image,
@@ -26,8 +27,8 @@ def add_lessons(
     lab: Controls,
     examples: tuple[Example, ...],
 ) -> None:
-    """Fill the tab under construction; lessons set `photo` and `tasks` of the Restore tab, and the lab.
-    The address may name a lesson.
+    """Fill the tab under construction; lessons set `photo` and `tasks` of the Restore tab, and the lab, and
+    follow its results, which `running` ends with. The address may name a lesson.
     """
     model = handlers.model
     with gr.Column(elem_classes="card", elem_id="lessons"):
@@ -108,7 +109,7 @@ def add_lessons(
     question.input(verdict, [number, question], answer, **quiet)
     draw.click(redraw, inputs, [numbers, seed], **quiet)
     width.release(redraw, inputs, [numbers, seed], **quiet)
-    tab.select(live, inputs, numbers, **quiet)
+    running.then(live, inputs, numbers, **quiet)
     show.click(set_photo, [number, photo], photo, **quiet)
     show.click(set_page, number, [tabs, tasks, *lab_parts(lab)], **quiet)
     page.load(open_lesson, None, everything, **quiet)

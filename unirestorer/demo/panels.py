@@ -201,7 +201,7 @@ def _who(model: UniRestorer, view: View, report: dict[str, Any] | None, auto: di
 def _timing(view: View) -> str:
     if view.memory is None:
         return ""
-    ahead = " (when the page was started; examples are restored ahead)" if view.memory.ahead else ""
+    ahead = " (restored ahead)" if view.memory.ahead else ""
     lines = [f"Auto: {words.timing(view.memory.auto.report['seconds'])}{ahead}"]
     if view.choice:
         lines.append(f"Yours: {words.timing(view.choice.report['seconds'])}")
