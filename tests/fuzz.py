@@ -14,6 +14,7 @@ import faulthandler
 import html
 import io
 import json
+import logging
 import os
 import socket
 import struct
@@ -408,6 +409,7 @@ def fuzz_calls(count: int, seed: int, until: float) -> Findings:
         tempfile.TemporaryDirectory() as name,
         temporary_place(Path(name)),
         running_page(Path(name)) as target,
+        logged_exceptions() as logged,
         httpx.Client(base_url=target.url, timeout=HANG_SECONDS, limits=ONE_USE) as http,
     ):
         photo = upload(http, whole["photo.png"])
@@ -443,9 +445,29 @@ def fuzz_calls(count: int, seed: int, until: float) -> Findings:
         for entry in target.entries():
             if "detail" in entry:  # an exception that nobody expected
                 findings.add(f"the log says {json.dumps(entry)[:300]}")
+        if logged:
+            findings.add(f"the web server logged {len(logged)} exceptions, first {logged[0][:200]!r}")
         if left := target.files():
             findings.add(f"{len(left)} files stay, {left[0].name[:40]!r} among them")
     return findings
+
+
+@contextmanager
+def logged_exceptions() -> Iterator[list[str]]:
+    """What the web server logs of exceptions meanwhile: it tells them whole, with what a request held."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:
+                found.append(repr(record.exc_info[1]))
+
+    handler, logger = Handler(), logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

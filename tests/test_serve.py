@@ -376,6 +376,32 @@ def test_an_unknown_event_is_a_sentence(server: Server, number: int) -> None:
     assert answer.status_code == 400 and answer.json()["detail"] == words.wrong_input()
 
 
+@pytest.mark.parametrize("path", ["queue/join", "run/restore", "call/restore", "reset", "cancel", "upload"])
+def test_what_cannot_be_read_is_told_and_not_logged(
+    server: Server, path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A photo sent as it is, in place of JSON or a form, would be logged whole by the web server."""
+    photo = b"\xff\xd8secret" + png()
+    answer = server.http.post(f"/gradio_api/{path}", content=photo)
+    assert 400 <= answer.status_code < 500 and "Traceback" not in answer.text and len(answer.text) < 400
+    logged = capfd.readouterr()
+    assert "secret" not in logged.err + logged.out + server.log.getvalue() and "Traceback" not in logged.err
+    assert all(set(entry) <= {"time", "event", "error"} for entry in server.entries())
+    assert server.http.get("/healthz").json()["status"] == "ok"
+
+
+def test_a_fault_of_the_server_is_told_and_its_place_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server.desk, "jobs", lambda: 1 / 0)  # what /healthz counts
+    answer = server.http.get("/healthz")
+    assert answer.status_code == 500 and answer.text == words.fault()
+    monkeypatch.undo()
+    (entry,) = server.entries()
+    assert entry["error"] == "ZeroDivisionError" and entry["detail"][-1].startswith("test_serve.py:")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("path", ["/etc/hostname", "../../etc/hostname", str(ROOT / "assets/page.png")])
 def test_files_of_the_server_cannot_be_named(server: Server, path: str) -> None:
     assert (ROOT / "assets/page.png").is_file()

@@ -85,8 +85,13 @@ def _note(job: Job, error: BaseException) -> None:
     if isinstance(error, FaultError):
         job.detail = [str(error.__cause__)]
     elif not isinstance(error, ValueError | AppError):
-        frames = traceback.extract_tb(error.__traceback__)
-        job.detail = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-6:]]
+        job.detail = places(error)
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an error came from, innermost last: "file:line function"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-6:]]
 
 
 class Watch:

@@ -24,6 +24,7 @@ from gradio.queueing import Event
 from gradio.server_messages import ProcessCompletedMessage
 from gradio_client.exceptions import AppError
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unirestorer import __version__
 from unirestorer.demo import words
 from unirestorer.demo.host import Limits, choose_port, free_bytes, lent_gpu, sweep
-from unirestorer.demo.jobs import Watch
+from unirestorer.demo.jobs import Watch, places
 from unirestorer.demo.layout import MODEL_QUEUE, launch_options
 from unirestorer.pipeline import UniRestorer
 
@@ -211,14 +212,41 @@ def _address(request: Request) -> str:
 
 
 class Gate:
-    """ASGI middleware: a request that is too large, or an upload to a full disk, ends before it is stored."""
+    """ASGI middleware: a request that is too large, or an upload to a full disk, ends before it is stored.
+
+    One that Gradio cannot read ends in a sentence, and in one line of the log without what it held: the web
+    server would log the exception whole, and with it perhaps a photo.
+    """
 
     def __init__(self, app: ASGIApp, desk: Desk) -> None:
         self.app = app
         self.desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._let_in(scope, receive, sent)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            mistake = scope["method"] == "POST" and not isinstance(error, OSError | MemoryError)
+            detail = {} if mistake else {"detail": places(error)}
+            self.desk.watch.write(event="request", error=type(error).__name__, **detail)
+            if not started:
+                answer = (words.wrong_input(), 400) if mistake else (words.fault(), 500)
+                await PlainTextResponse(*answer)(scope, receive, send)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         is_upload = scope["path"].rstrip("/").endswith("/upload")
