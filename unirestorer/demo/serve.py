@@ -23,6 +23,7 @@ from gradio.processing_utils import check_all_files_in_cache
 from gradio.queueing import Event
 from gradio.server_messages import ProcessCompletedMessage
 from gradio_client.exceptions import AppError
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -238,7 +239,8 @@ class Gate:
         except ClientDisconnect:
             pass
         except Exception as error:
-            mistake = scope["method"] == "POST" and not isinstance(error, OSError | MemoryError)
+            unreadable = scope["method"] == "POST" and not isinstance(error, OSError | MemoryError)
+            mistake = unreadable or isinstance(error.__cause__, HTTPException)  # told while it answered
             detail = {} if mistake else {"detail": places(error)}
             self.desk.watch.write(event="request", error=type(error).__name__, **detail)
             if not started:
