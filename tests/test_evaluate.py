@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.evaluate import KEY, TIE_DB, evaluate, instruction_mask, markdown
+from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
-from training.tables import uncertainty
+from training.tables import uncertainty, worst
 from unirestorer.experts import CPU, ExpertBank
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim
@@ -100,6 +100,10 @@ def test_figures_agree_with_a_plain_loop(data: Path) -> None:
     assert figures["expected_load"] == [0, 0.5, 0.5]  # TYPE and DEGREE do the same: they tie
     assert figures["log_e_gran"] == -1.5
     assert figures["uncertainty"] == [[-1.5, pytest.approx(0.5**0.5, abs=1e-4)]] * PHOTOS  # u is 2 e here
+    gains = sorted(psnr(after, clean)[0] - psnr(before, clean)[0] for clean, before, after in blurred)
+    named = figures["worst"]
+    assert [row["auto"] - row["input"] for row in named] == pytest.approx(gains[:WORST], abs=1e-3)
+    assert len({row["photo"] for row in named}) == len(named)
 
 
 def test_a_wrong_route_costs_regret_and_an_instruction_mends_it(data: Path) -> None:
@@ -229,3 +233,15 @@ def test_damaged_metrics_are_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match="metrics.json"):
         measure(Model(), data, "clean", out=tmp_path / "metrics.json")
+
+
+def test_the_worst_of_all_real_photos_are_named() -> None:
+    def rows(*gains: float) -> dict[str, list[dict[str, object]]]:
+        found = [{"photo": f"{g}.png", "input": 30.0, "auto": 30 + g, "expert": "rain"} for g in gains]
+        return {"worst": found}
+
+    measured = {"real/rain100l": rows(-1, 2, 3), "real/polyu": rows(-9, -8, 0.5), "clean/cbsd68": rows(-50)}
+    assert [line.split(" | ")[1] for line in worst(measured)[4:-1]] == [
+        "-9.png", "-8.png", "-1.png", "0.5.png", "2.png",
+    ]  # fmt: skip
+    assert worst({}) == worst({"real/sice": {}}) == []

@@ -45,6 +45,7 @@ KEY = "evaluation"  # in metrics.json
 MODES = ("input", "all", "longer", "auto", "instruction", "oracle")  # "longer" only where it was measured
 HEADS = {mode: mode for mode in MODES} | {"all": "ALL", "longer": "ALL, longer"}
 TIE_DB = 0.05  # two experts within this PSNR are equally good
+WORST = 5  # photos per case that are named
 ALL_EXPERT = 0
 LONGER = -1  # in place of an expert's number: ALL trained as long as a leaf and its ancestors together
 AVERAGES: dict[str, tuple[Task, ...]] = {  # as in the paper's Table 1
@@ -255,7 +256,19 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
             for photo in photos
             if photo.error is not None
         ],
+        "worst": worst(tree, photos),
     }
+
+
+def worst(tree: DegradationTree, photos: Sequence[Photo]) -> list[dict[str, Any]]:
+    """The photos that auto mode hurts most or helps least: PSNR (dB) as given and restored, and expert."""
+    rows = []
+    for photo in photos:
+        given = psnr(from_uint8(photo.degraded), from_uint8(photo.clean))[0]
+        expert = int(photo.auto.expert)
+        rows.append({"photo": photo.sample_name, "input": round(given, 4),
+                     "auto": round(photo.psnr[expert], 4), "expert": tree.words(expert)})  # fmt: skip
+    return sorted(rows, key=lambda row: row["auto"] - row["input"])[:WORST]
 
 
 def _log_e_gran(photo: Photo) -> float:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from training import classical
-from training.evaluate import KEY, quality_table, table
+from training.evaluate import KEY, WORST, quality_table, table
 from training.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
@@ -48,6 +48,7 @@ def results(metrics: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
+            *worst(measured),
             *routing(measured),
             *uncertainty(measured),
             *classical.markdown(metrics.get("classical")),
@@ -57,6 +58,20 @@ def results(metrics: dict[str, Any]) -> str:
             *ablation(metrics.get("ablation-mixed")),
         ]
     )
+
+
+def worst(measured: dict[str, Any]) -> list[str]:
+    """The real photos, of all that were measured, that auto mode hurts most."""
+    found = [(case.name, row) for case in cases("real") for row in measured.get(case.id, {}).get("worst", [])]
+    found.sort(key=lambda named: named[1]["auto"] - named[1]["input"])
+    rows = [
+        [name, row["photo"], f"{row['input']:.2f}", f"{row['auto']:.2f}", row["expert"]]
+        for name, row in found[:WORST]
+    ]
+    if not rows:
+        return []
+    title = "**The worst of the real photos** (PSNR in dB, with the expert that auto mode chose)"
+    return [title, "", *table(["case", "photo", "input", "auto", "restored as"], rows), ""]
 
 
 def routing(measured: dict[str, Any]) -> list[str]:
