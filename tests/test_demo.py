@@ -114,6 +114,8 @@ def test_the_verdict_claims_no_more_than_the_numbers() -> None:
 
 def test_a_clean_photo_is_said_to_look_clean() -> None:
     assert "looks clean" in words.looks_like(made(0.9, 50.0, 2, CLEAN_CAPTION))
+    assert words.took_over(made(0.9, 50.0, 2, CLEAN_CAPTION)).endswith("worked on it, heavy rain.")
+    assert "than every training photo" in words.sure(made(0.9, 100.0, 0))
     assert "clean" not in words.looks_like(made(0.9, 50.0, 2))
 
 
@@ -124,7 +126,7 @@ def test_a_far_and_scattered_place_is_said_to_be_so() -> None:
 
 def test_choices_are_told() -> None:
     told = words.choice_sentence(made(0.9, 50.0, 2), (Task.DERAIN, Task.DEHAZE), "")
-    assert told.startswith("Only rain and haze kept") and "heavy rain" in told
+    assert told.startswith("Only rain and haze kept") and "Of these, heavy rain fits best (90" in told
     forced = {**made(0.9, 50.0, 2), "expert": "0-0", "expert_name": "everything", "forced": True}
     assert words.choice_sentence(forced, (), "0-0").endswith(
         "Left alone, the router would choose heavy rain."
@@ -177,6 +179,8 @@ def test_a_mistake_is_told_without_markup() -> None:
     told = words.sorry(ValueError(f"unknown expert '{EVIL}':\n  see above"))
     assert "<" not in told and "\n" not in told and told.startswith("Unknown expert")
     assert words.sorry(ValueError("image: got nothing")) == "This photo cannot be used: got nothing."
+    told = words.sorry(ValueError("image: got a damaged image, expected a whole one, save it again"))
+    assert told == "This photo cannot be used: it is a damaged image (expected a whole one); save it again."
 
 
 # Palette

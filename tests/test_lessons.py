@@ -45,7 +45,7 @@ def test_every_lesson_is_whole(number: int) -> None:
         assert len(re.findall(rf"<{tag}[ >]", markup)) == len(re.findall(rf"</{tag}>", markup)), tag
     setting = lesson.setting
     if setting is not None:
-        assert setting.tab in {"restore", "lab", "batch"}
+        assert setting.tab in {"restore", "lab", "batch", "lessons"}
         if setting.example:
             assert setting.example in {example.word for example in find_examples()}
         if setting.task is not None:

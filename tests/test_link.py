@@ -28,7 +28,7 @@ def test_what_is_named_is_set() -> None:
     "query",
     [
         {"tab": "<script>", "example": "8", "tasks": "sunshine", "expert": "9-9", "task": "DERAIN"},
-        {"example": "-1", "strength": "20", "seed": "1e3"},
+        {"example": "-1", "strength": "x20", "seed": "1e3"},
         {"example": "٣", "seed": "9" * 5000, "tasks": "." * 5000, "hide": "." * 5000},
         {"seed": str(2**31), "example": "1.5", "tab": "", "expert": ""},
         {"lesson": "0", "backwards": "yes", "denoise": "76", "dehaze": "nan", "dejpeg": "95"},
@@ -37,6 +37,12 @@ def test_what_is_named_is_set() -> None:
 )
 def test_rubbish_is_passed_over(query: dict[str, str]) -> None:
     assert read_link(query, TREE, 8) == Link()
+
+
+def test_what_the_lab_starts_with_needs_no_name() -> None:
+    assert read_link({"strength": "200"}, TREE, 8) == Link(task=Task.DERAIN, strength=200)
+    found = read_link({"dehaze": "1"}, TREE, 8)
+    assert found == Link(task=Task.DERAIN, others={Task.DEHAZE: 1.0})
 
 
 @pytest.mark.parametrize("strength", ["nan", "inf", "-1", "76", "x", ""])

@@ -365,7 +365,11 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
                 assert visit.serious_findings() == []
                 page.click("#lesson-show")  # sets the Restore tab
                 page.wait_for_selector("#auto-slider img")
-                page.get_by_role("tab", name="Lessons").click()
+                page.wait_for_function("new URLSearchParams(location.search).get('tab') === null")
+                page.click("#to-lesson")
+                page.wait_for_selector("#lesson-question", state="visible")
+                page.wait_for_selector("#to-lesson", state="hidden")
+                assert "tab=lessons" in page.url
             if lesson.numbers:
                 page.wait_for_function(
                     "document.querySelector('#lesson-numbers').innerText.match(/with noise|together/)"
@@ -445,7 +449,7 @@ def test_on_a_phone_everything_is_in_reach(browser: Any, url: str) -> None:
         page.wait_for_selector("#verdict .lead")
         place = "document.querySelector('{}').getBoundingClientRect().{}"
         page.wait_for_function(place.format("#verdict .lead", "bottom < 844"))  # scrolled to
-        page.click("#verdict [data-why=sure]")
+        page.click("#verdict [data-go=why-sure]")
         page.wait_for_function(place.format("#why-sure", "top < 70"))
         toggle.click()
         page.get_by_label("Noise", exact=True).check()

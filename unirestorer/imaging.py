@@ -130,7 +130,7 @@ def _from_stream(file: BinaryIO, name: str) -> Tensor:
     except Image.DecompressionBombError:  # raised from 179 megapixels on
         raise _too_large(name) from None
     except UnidentifiedImageError:
-        raise _error(name, "no readable image", " ".join(FORMATS), "convert it first") from None
+        raise _error(name, "no readable image", ", ".join(FORMATS), "convert it first") from None
     except Exception as error:  # damaged files raise nearly anything, from struct.error to SyntaxError
         raise _damaged(name) from error
     return _from_pil(image, name)

@@ -20,8 +20,8 @@ from unirestorer.types import Task
 INTRO = """<h2 class="title">Degradation lab</h2><p class="sub">Take a clean photo, spoil it by a known
 amount, and watch the router: since the original is known, every expert can be scored.</p>"""
 SWEEP_INTRO = """<h2 class="title">From none to beyond training</h2><p class="sub">The same photo at thirteen
-strengths. Where the estimate gets shaky, a coarser expert should take over: see whether it does, and what it
-gains.</p>"""
+strengths. Where the finest expert knows no such strength, a coarser one should take over: see whether it
+does, and what it gains. To be quick, PSNR is that of the photo’s middle; the route sees it whole.</p>"""
 
 # Plays a sweep: moves the star over the map and the line over the curves, by itself or under the slider.
 PLAYER = """

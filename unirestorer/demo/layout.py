@@ -123,6 +123,7 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
     memory = gr.State(None, time_to_live=KEPT_SECONDS)
     sidebar = _sidebar(model, models)
     gr.HTML(panels.HEADER, elem_id="top")
+    return_ = gr.Button("Back to the lesson", variant="primary", visible=False, elem_id="to-lesson")
     with gr.Tabs(elem_id="tabs") as tabs:
         with gr.Tab("Restore", id="restore"):
             with gr.Row(equal_height=True, elem_id="first"):
@@ -137,8 +138,11 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
             add_compare(handlers, compare_tab, memory, MODEL_QUEUE)
         with gr.Tab("Many photos", id="batch"):
             add_batch(handlers, MODEL_QUEUE)
-        with gr.Tab("Lessons", id="lessons"):
-            add_lessons(page, handlers, running, tabs, memory, card.photo, sidebar.tasks, lab, examples)
+        with gr.Tab("Lessons", id="lessons") as lessons_tab:
+            add_lessons(
+                page, handlers, lessons_tab, running, tabs, memory, card.photo, sidebar.tasks, lab, return_,
+                examples,
+            )  # fmt: skip
         with gr.Tab("Model card", id="card") as card_tab:
             with gr.Column(elem_classes="card", elem_id="model-card"):
                 gr.HTML(card_html(model))

@@ -21,7 +21,7 @@ class Setting:
     """How a lesson sets the page: a tab and what is chosen there."""
 
     tab: str
-    example: str = ""  # its word; only in "restore"
+    example: str = ""  # its word; in "restore", and in "lessons" for the live figures
     tasks: tuple[Task, ...] = ()
     task: Task | None = None  # of the lab
     strength: float = 0.0
@@ -43,6 +43,13 @@ def symbol(name: str, meaning: str) -> str:
     return f'<abbr title="{html.escape(meaning)}"><i>{name}</i></abbr>'
 
 
+def term(name: str, meaning: str) -> str:
+    return f'<abbr title="{html.escape(meaning)}">{name}</abbr>'
+
+
+K_MEANS = term("K-means", "an algorithm that puts points into groups, each point to the nearest group's centre")
+LOGIT = term("logit", "the score that a router gives an expert, before scores become probabilities")
+SOFTMAX = term("softmax", "turns scores into probabilities: all positive, and together one")
 E = symbol("e", "the degradation representation (DR): 512 numbers that describe what happened to the photo")
 U = symbol(
     "u", "the centre of the photo's leaf; unknown for a new photo, so the predicted leaf's stands for it"
@@ -87,7 +94,7 @@ LESSONS = (
     ),
     Lesson(
         "A tree of damages",
-        "<p>K-means groups the representations of many training photos: nineteen leaves, such as "
+        f"<p>{K_MEANS} groups the representations of many training photos: nineteen leaves, such as "
         "<i>heavy rain</i>, under "
         "seven types under one root. The lines on the map are this tree. Where two types lie "
         "side by side, they are easily "
@@ -117,17 +124,17 @@ LESSONS = (
         "look at the second result: "
         "the photo is changed by somebody who sees rain, or darkness, where there is none.</p>",
         "What does the low-light expert do to a photo that is well lit?",
-        ("Nothing", "It brightens it beyond recognition", "It removes its noise"),
+        ("Nothing", "It brightens it, although it was not dark", "It removes its noise"),
         1,
         "It was trained on dark photos, so it brightens. That is why a doubtful estimate should "
         "not pick a specialist.",
-        Setting("restore", "noise", (Task.LOWLIGHT,)),
+        Setting("restore", "blur", (Task.LOWLIGHT,)),
     ),
     Lesson(
         "How sure is the estimate?",
         f"<p>One head guesses the leaf's centre, {E_DEG}; another says how far off that guess may "
         f"be, {E_GRAN}. They learn "
-        "together, by the likelihood of Eq. 7:</p>"
+        "together, by the likelihood of the paper’s Eq. 7:</p>"
         f'<p class="equation">({U} − {E_DEG})² / (2 {E_GRAN}) + ½ ln {E_GRAN}</p>'
         "<p>A big claimed variance makes the first term small and the second one big, so that "
         "the best claim is the true "
@@ -136,26 +143,27 @@ LESSONS = (
         ("Nothing, errors no longer count", "The second term, which grows with the variance", "A fixed fine"),
         1,
         "½ ln of the variance is the price of modesty; it is worth paying only where errors are large.",
+        Setting("lessons", "rain"),
         numbers="likelihood",
     ),
     Lesson(
         "Doubt chooses the granularity",
         f"<p>The level router sees nothing but {E_GRAN}. From how doubt is spread over its 512 "
-        f"numbers it decides whether to "
-        "trust a leaf, a type or nobody in particular. Sweep a strength beyond the trained range "
-        "and watch who takes "
-        "over.</p>",
-        "Noise far stronger than anything in training arrives. Which expert should restore it?",
-        ("The finest: it is noise after all", "A coarser one: no leaf was made for it", "None"),
+        "numbers, more than from its size, it decides whether to trust a leaf, a type or nobody in "
+        "particular. Sweep haze beyond the trained range and watch who takes over, and how each "
+        "expert fares. Then sweep noise: where the specialist still does best on strengths that it "
+        "never saw, a good router stays with it.</p>",
+        "Haze far thicker than anything in training arrives. Which expert should restore it?",
+        ("The finest: it is haze after all", "A coarser one: no leaf was made for it", "None"),
         1,
-        "No leaf stands for that strength. The type is still right, and its expert has seen more "
-        "kinds of noise.",
-        Setting("lab", task=Task.DENOISE, strength=70),
+        "No leaf stands for that thickness. The type is still right, and its expert has seen more "
+        "kinds of haze: compare the two in the lab's table.",
+        Setting("lab", task=Task.DEHAZE, strength=2.1),
     ),
     Lesson(
         "Why routers get noise",
-        f"<p>In training, each logit gets {NOISE} times a learned width (Eq. 2) before the "
-        f"softmax, so that also the second "
+        f"<p>In training, each {LOGIT} gets {NOISE} times a learned width (Eq. 2 of the paper) before the "
+        f"{SOFTMAX}, so that also the second "
         "choice is tried now and then, and can prove itself. While serving, the noise is off. "
         "Press the button to see what "
         "training would have done with your photo:</p>",
@@ -168,12 +176,13 @@ LESSONS = (
         0,
         "The softmax comes last, so whatever the noise did, a distribution comes out, and what "
         "the mask removed stays away.",
+        Setting("lessons", "rain"),
         numbers="noise",
     ),
     Lesson(
         "Load balance",
         "<p>Left alone, a router soon sends everybody to whoever was lucky first, and the others "
-        "never learn. Eq. 8 "
+        "never learn. Eq. 8 of the paper "
         "charges it σ/μ of the levels’ loads: nothing when all are busy alike. But who charges "
         "too much gets equal loads "
         "whatever the photo needs: the weight is small on purpose.</p>",
@@ -186,7 +195,7 @@ LESSONS = (
     Lesson(
         "Telling it what you know",
         "<p>In instruction mode you name the damage, and all other branches are cut before the "
-        "softmax: their probability "
+        f"{SOFTMAX}: their probability "
         "is exactly zero, and the rest is shared out among what stays. The root is always allowed.</p>",
         "The router is 98 % sure of haze, and you name rain. How likely is haze then?",
         ("2 %", "Exactly 0", "98 %"),
@@ -208,6 +217,14 @@ LESSONS = (
         Setting("restore", "snow"),
     ),
 )
+
+
+def show_label(number: int) -> str:
+    """What the button says that sets the page for a lesson."""
+    setting = LESSONS[number].setting
+    if setting is None or setting.tab != "lessons":
+        return "Show me on the page"
+    return f"Use the {setting.example} example"
 
 
 def lesson_html(number: int) -> str:
@@ -233,7 +250,7 @@ def verdict(number: int, choice: int | None) -> str:
 def likelihood_html(model: UniRestorer, estimate: Estimate | None) -> str:
     """Both terms of Eq. 7 for a photo's own estimate, mean over the 512 numbers."""
     if estimate is None:
-        return '<p class="sub">Give a photo in the Restore tab to see its numbers.</p>'
+        return '<p class="sub">Give a photo in the Restore tab, or take the example, to see its numbers.</p>'
     leaf = int(model.router.route(estimate).leaf)
     u = model.router.standardised(model.tree.centers[-1].to(estimate.e))[leaf]
     misfit, price = likelihood_terms(estimate, u)
@@ -255,7 +272,7 @@ def likelihood_terms(estimate: Estimate, u: torch.Tensor) -> tuple[float, float]
 def noise_html(model: UniRestorer, estimate: Estimate | None, scale: float, seed: int) -> str:
     """Leaf probabilities without noise, and with one draw of it, `scale` times as wide as learned."""
     if estimate is None:
-        return '<p class="sub">Give a photo in the Restore tab to see its leaves.</p>'
+        return '<p class="sub">Give a photo in the Restore tab, or take the example, to see its leaves.</p>'
     plain, noisy = noisy_leaf_probs(model, estimate, scale, seed)
     best = sorted(
         {*plain.topk(min(4, len(plain))).indices.tolist(), int(noisy.argmax())}, key=lambda i: -plain[i]

@@ -11,7 +11,7 @@ from unirestorer.demo.examples import Example
 from unirestorer.demo.handlers import Handlers, Memory
 from unirestorer.demo.lab import Spoiling
 from unirestorer.demo.lab_tab import Controls, lab_parts, set_lab
-from unirestorer.demo.lessons import LESSONS, lesson_html, likelihood_html, noise_html, verdict
+from unirestorer.demo.lessons import LESSONS, lesson_html, likelihood_html, noise_html, show_label, verdict
 from unirestorer.demo.link import read_link
 from unirestorer.types import Estimate
 
@@ -19,22 +19,25 @@ from unirestorer.types import Estimate
 def add_lessons(
     page: gr.Blocks,
     handlers: Handlers,
+    tab: gr.Tab,
     running: Dependency,
     tabs: gr.Tabs,
     memory: gr.State,
     photo: gr.Image,
     tasks: gr.CheckboxGroup,
     lab: Controls,
+    return_: gr.Button,
     examples: tuple[Example, ...],
 ) -> None:
     """Fill the tab under construction; lessons set `photo` and `tasks` of the Restore tab, and the lab, and
-    follow its results, which `running` ends with. The address may name a lesson.
+    follow its results, which `running` ends with. `return_` leads back from there. The address may name a
+    lesson.
     """
     model = handlers.model
     with gr.Column(elem_classes="card", elem_id="lessons"):
         number = gr.State(0)
         text = gr.HTML(lesson_html(0), elem_id="lesson")
-        show = gr.Button("Show me on the page", variant="primary", size="md", elem_id="lesson-show")
+        show = gr.Button(show_label(0), variant="primary", size="md", elem_id="lesson-show")
         numbers = gr.HTML(visible=False, elem_id="lesson-numbers")
         with gr.Row(visible=False) as noise:
             width = gr.Slider(
@@ -62,7 +65,7 @@ def add_lessons(
         return [
             number,
             lesson_html(number),
-            gr.Button(visible=lesson.setting is not None),
+            gr.Button(show_label(number), visible=lesson.setting is not None),
             gr.HTML(live(number, memory, width, seed), visible=bool(lesson.numbers)),
             gr.Row(visible=lesson.numbers == "noise"),
             gr.Radio(list(lesson.choices), value=None, label=lesson.question),
@@ -84,7 +87,8 @@ def add_lessons(
         setting = LESSONS[number].setting
         if setting is None:
             return {tabs: gr.Tabs()}
-        updates: dict[Any, Any] = {tabs: gr.Tabs(selected=setting.tab)}
+        away = setting.tab != "lessons"
+        updates: dict[Any, Any] = {tabs: gr.Tabs(selected=setting.tab), return_: gr.Button(visible=away)}
         if setting.tab == "restore":
             updates[tasks] = [task.value for task in setting.tasks]
         if setting.task is not None:
@@ -111,5 +115,7 @@ def add_lessons(
     width.release(redraw, inputs, [numbers, seed], **quiet)
     running.then(live, inputs, numbers, **quiet)
     show.click(set_photo, [number, photo], photo, **quiet)
-    show.click(set_page, number, [tabs, tasks, *lab_parts(lab)], **quiet)
+    show.click(set_page, number, [tabs, return_, tasks, *lab_parts(lab)], **quiet)
+    return_.click(lambda: gr.Tabs(selected="lessons"), None, tabs, **quiet)
+    tab.select(lambda: gr.Button(visible=False), None, return_, **quiet)
     page.load(open_lesson, None, everything, **quiet)

@@ -39,18 +39,21 @@ def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) ->
     expert = query.get("expert", "")
     named = set(query.get("tasks", "").split("."))
     task = next((task for task in known if task.value == query.get("task")), None)
+    first = task or known[0]  # what the lab starts with is not named in an address
     example = _whole(query.get("example"), examples - 1)
-    more = {one: _strength(query.get(one.value), one) for one in known if one is not task}
+    more = {one: _strength(query.get(one.value), one) for one in known if one is not first}
+    others = {one: value for one, value in more.items() if value not in (None, NONE[one])}
+    strength = _strength(query.get("strength"), first)
     hidden = set(query.get("hide", "").split(".")) & {*TABS[1:], "sidebar"}
     return Link(
         tab=tab if tab in TABS and tab not in hidden else "restore",
         example=example,
         tasks=tuple(task for task in known if task.value in named),
         expert=expert if expert in tree.expert_names else "",
-        task=task,
-        strength=_strength(query.get("strength"), task),
+        task=task if strength is None and not others else first,
+        strength=strength,
         seed=_whole(query.get("seed"), 2**31 - 1) or 0,
-        others={one: value for one, value in more.items() if value not in (None, NONE[one])},
+        others=others,
         backwards=query.get("backwards") == "1",
         lesson=_whole(query.get("lesson"), len(LESSONS)) or 1,
         hide=frozenset(hidden),
@@ -72,8 +75,8 @@ def _whole(text: str | None, most: int) -> int | None:
     return int(text) if int(text) <= most else None
 
 
-def _strength(text: str | None, task: Task | None) -> float | None:
-    if text is None or task is None:
+def _strength(text: str | None, task: Task) -> float | None:
+    if text is None:
         return None
     try:
         value = float(text[:20])

@@ -37,13 +37,19 @@ window.unirestorerReady = () => {
     const still = { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } };
     window.Plotly.animate(map, { data: place ? JSON.parse(place) : [nowhere, nowhere], traces }, still);
   };
+  const chosen = () => document.querySelector("#tabs [role=tab][aria-selected=true]")?.dataset.tabId;
   let lesson = document.querySelector("[data-lesson]")?.dataset.lesson;
+  let tab = chosen();
   const follow = () => {
+    const open = chosen(); // also where a lesson opened it
+    if (open && open !== tab) window.unirestorerLink("tab", open === "restore" ? "" : open);
+    tab = open ?? tab;
     const now = document.querySelector("[data-lesson]")?.dataset.lesson;
     if (now && now !== lesson) window.unirestorerLink("lesson", now === "1" ? "" : now);
     lesson = now ?? lesson;
   };
-  new MutationObserver(follow).observe(document.body, { childList: true, subtree: true });
+  const selected = { attributes: true, attributeFilter: ["aria-selected"] };
+  new MutationObserver(follow).observe(document.body, { childList: true, subtree: true, ...selected });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   new MutationObserver(star).observe(document.body, { childList: true, subtree: true });
   name();
@@ -82,8 +88,9 @@ document.addEventListener("click", (event) => {
   const tab = event.target.closest("#tabs [role=tab]");
   if (example) window.unirestorerLink("example", example.dataset.example);
   if (example) showResults();
-  const why = event.target.closest("[data-why]");
-  if (why) goTo(document.querySelector(`#why-${why.dataset.why}`));
+  if (event.target.closest("#lesson-show")) setTimeout(showResults, 500); // once its tab is open
+  const there = event.target.closest("[data-go]");
+  if (there) goTo(document.getElementById(there.dataset.go));
   if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
   if (event.target.closest("#reset")) window.unirestorerLink("example", "");
 });

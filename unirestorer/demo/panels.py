@@ -61,7 +61,13 @@ TITLES = {
 
 # Buttons (see page.js), since a link within the page would leave it: Gradio's pages have a base address.
 WHY = " ".join(
-    f'<button type="button" data-why="{key}">{title}</button>' for key, (_, title, _) in TITLES.items()
+    f'<button type="button" data-go="why-{key}">{title}</button>' for key, (_, title, _) in TITLES.items()
+)
+
+
+BESIDE = (
+    '<p class="sub beside">The second result stands beside the first: '
+    '<button type="button" data-go="results">look at both</button>.</p>'
 )
 
 
@@ -195,7 +201,8 @@ def _sure(model: UniRestorer, report: dict[str, Any] | None) -> str:
 
 def _who(model: UniRestorer, view: View, report: dict[str, Any] | None, auto: dict[str, Any] | None) -> str:
     tasks = view.tasks if view.choice else ()
-    return tree_html(model.tree, report, tasks, auto["expert"] if auto else "")
+    tree = tree_html(model.tree, report, tasks, auto["expert"] if auto else "")
+    return tree + (BESIDE if view.choice else "")
 
 
 def _timing(view: View) -> str:

@@ -96,18 +96,20 @@ def expert_label(tree: DegradationTree, expert: int) -> str:
     return f"{level_words(tree)[tree.level_of(expert)[0]]}: {spoken(tree.words(expert))}"
 
 
-def role(level: int, levels: int) -> str:
-    """What kind of expert works at a level."""
+def role(level: int, levels: int, *, mixes: bool = False) -> str:
+    """What kind of expert works at a level; one that knows several mixtures (`mixes`) is no specialist."""
     if levels == 1:
         return "an expert"
     if level == 0:
         return "the expert for everything"
-    return "a specialist" if level == levels - 1 else "a middle expert"
+    finest = "one of the narrowest experts" if mixes else "a specialist"
+    return finest if level == levels - 1 else "a middle expert"
 
 
 def _who(level: int, levels: int, name: str) -> str:
     """Who took over; the expert for everything needs no further name."""
-    return f"{role(level, levels)} took over" + ("" if level == 0 < levels - 1 else f": {name}")
+    kind = role(level, levels, mixes=" + " in name)
+    return f"{kind} took over" + ("" if level == 0 < levels - 1 else f": {name}")
 
 
 # What is it?
@@ -167,7 +169,7 @@ def familiar(report: dict[str, Any]) -> str:
         if p <= UNFAMILIAR
         else "unfamiliar ground, so doubt the route"
     )
-    sentence = f"Farther from known degradations than {percent(p / 100)} of training photos: {verdict}."
+    sentence = f"Farther from known degradations than {_of_photos(p / 100)}: {verdict}."
     if report["map"]["spread"] > SPREAD_LIMIT:
         sentence += " Its nearest neighbours lie apart, so the star’s place is a compromise."
     return sentence
@@ -201,7 +203,11 @@ def doubt(report: dict[str, Any]) -> str:
     p = report.get("distance_percentile", 0)
     if p <= UNFAMILIAR or looks_clean(report):
         return ""
-    return f"But it is less like anything trained on than {percent(p / 100)} of training photos: doubt this."
+    return f"But it is less like anything trained on than {_of_photos(p / 100)}: doubt this."
+
+
+def _of_photos(share: float) -> str:
+    return "every training photo" if share >= 1 else f"{percent(share)} of training photos"
 
 
 # How sure?
@@ -213,8 +219,8 @@ def sure(report: dict[str, Any]) -> str:
         return "This model has no training statistics, so the uncertainty cannot be compared"
     p = report["e_gran_percentile"]
     if p >= 50:
-        return f"The estimate is shakier than {percent(p / 100)} of training photos"
-    return f"The estimate is steadier than {percent(1 - p / 100)} of training photos"
+        return f"The estimate is shakier than {_of_photos(p / 100)}"
+    return f"The estimate is steadier than {_of_photos(1 - p / 100)}"
 
 
 # Who restores it?
@@ -225,6 +231,9 @@ def took_over(report: dict[str, Any]) -> str:
     levels = len(report["levels"])
     level = report["level"]
     chosen = report["levels"][level]
+    if looks_clean(report):
+        name = plain(chosen["name"])
+        return f"No expert is made for clean photos: the one that seemed closest worked on it, {name}."
     link = ", and"
     if "e_gran_percentile" in report and levels > 1:
         shaky = report["e_gran_percentile"] >= 50
@@ -252,7 +261,8 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
     kept = f"Only {task_list(named)} kept, all other experts ruled out"
     if _mixes(report["leaves"][report["leaf"]]):  # the captions name what they did before
         return f"{kept}; {who}."
-    return f"{kept}. {_guess(report)}; {who}."
+    leaf = report["leaves"][report["leaf"]]
+    return f"{kept}. Of these, {plain(leaf['name'])} fits best ({percent(leaf['probability'])}); {who}."
 
 
 # The degradation lab
@@ -315,8 +325,8 @@ def swept(task: Task, points: list[tuple[float, str, float | None]]) -> str:
     first, last = points[0][2], points[-1][2]
     if first is not None and last is not None:
         sentence += (
-            f" The estimate was shakier than {percent(first / 100)} of training photos at first, "
-            f"than {percent(last / 100)} at the end."
+            f" The estimate was shakier than {_of_photos(first / 100)} at first, than "
+            f"{percent(last / 100)} at the end."
         )
     return sentence
 
@@ -390,7 +400,9 @@ def complaint(error: ValueError) -> str:
     """A user's mistake as one sentence of plain text."""
     text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")
     if text.startswith("image: "):
-        text = f"this photo cannot be used: {text.removeprefix('image: ')}"
+        text = text.removeprefix("image: ")
+        text = re.sub(r"^got (.+?), expected (.+), ([^,]+)$", r"it is \1 (expected \2); \3", text)
+        text = f"this photo cannot be used: {text}"
     return f"{text[:1].upper()}{text[1:]}."
 
 
