@@ -47,7 +47,7 @@ def term(name: str, meaning: str) -> str:
     return f'<abbr title="{html.escape(meaning)}">{name}</abbr>'
 
 
-K_MEANS = term("K-means", "an algorithm that puts points into groups, each point to the nearest group's centre")
+K_MEANS = term("K-means", "puts points into groups: each belongs to the group whose centre is nearest")
 LOGIT = term("logit", "the score that a router gives an expert, before scores become probabilities")
 SOFTMAX = term("softmax", "turns scores into probabilities: all positive, and together one")
 E = symbol("e", "the degradation representation (DR): 512 numbers that describe what happened to the photo")
