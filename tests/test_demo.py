@@ -594,6 +594,18 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
     assert page.delete_cache == (600, 3600)
 
 
+def test_a_large_photo_is_told_before_it_is_restored(
+    handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unirestorer.demo.handlers.LARGE_PX", 100)
+    early, view = handlers.views(photo, [], "", None)
+    assert early.memory is None and early.fresh and view.decided is None
+    drawn, restored = panels.draw(handlers.model, early), panels.draw(handlers.model, view)
+    assert "Now restoring" in drawn.verdict and "Now restoring" not in restored.verdict
+    assert (drawn.what, drawn.sure, drawn.who) == (restored.what, restored.sure, restored.who)
+    assert list(view.memory.auto.report["seconds"]) == ["decode", "estimate", "route", "load", "restore"]
+
+
 def test_an_example_is_restored_ahead(
     handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,7 +626,7 @@ def test_an_example_is_restored_ahead(
     def fail(*args: object, **named: object) -> None:
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(UniRestorer, "__call__", fail)
+    monkeypatch.setattr(UniRestorer, "inspect", fail)
     assert handlers.known(str(other), [], "") is None
     view = handlers.known(str(copy), ["derain"], "")
     assert view.memory.ahead and view.waiting and view.choice is None  # which the model has yet to make

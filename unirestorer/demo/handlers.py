@@ -32,6 +32,7 @@ from unirestorer.report import describe
 from unirestorer.types import Restoration, Task
 
 SHOWN_PX = 1600  # longest side of what a browser is shown; downloads have full size
+LARGE_PX = 1_500_000  # a photo with more pixels is told what was decided before it is restored
 
 Progress = Callable[[float], None]
 
@@ -58,6 +59,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """A photo of which auto mode has decided who restores it."""
+
+    x: Tensor  # (1, 3, H, W)
+    result: Restoration  # without its image
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Auto mode's memory of an example photo, with the files that it names."""
 
@@ -78,6 +87,8 @@ class View:
     json: str = ""  # file of the report
     fresh: bool = True
     waiting: bool = False  # the choice is still being restored
+    decided: dict[str, Any] | None = None  # auto mode's report of a large photo that is still being restored
+    megapixels: float = 0.0  # of that photo
     error: ValueError | None = None
 
 
@@ -123,7 +134,12 @@ class Handlers:
                 return
             fresh = memory is None or memory.photo != photo or not Path(memory.auto.png).is_file()
             if fresh or memory is None:
-                memory = self.auto(photo, progress)
+                decided = None if self._ahead(photo) else self.decide(photo)
+                pixels = decided.x.shape[2] * decided.x.shape[3] if decided else 0
+                if decided and pixels > LARGE_PX:
+                    report = describe(self.model, decided.result)
+                    yield View(tasks=named, expert=expert, decided=report, megapixels=pixels / 1e6)
+                memory = self.auto(photo, progress, decided)
             wanted = bool(named or expert)
             view = View(memory, None, named, expert, fresh=fresh, waiting=wanted)
             if fresh or not wanted:
@@ -145,9 +161,20 @@ class Handlers:
     def _ahead(self, photo: str) -> Prepared | None:
         return self._prepared.get(hashlib.sha256(photo_bytes(photo)).hexdigest())
 
-    def auto(self, photo: str, progress: Progress | None = None) -> Memory:
-        """Restore a photo's file in auto mode. Raises ValueError for what is no photo."""
+    def decide(self, photo: str) -> Decided:
+        """Auto mode's decision for a photo's file. Raises ValueError for what is no photo."""
         clock = Clock()
+        x = read_photo(photo)
+        clock.stop("decode")
+        result = self.model.inspect(x)
+        return Decided(x, replace(result, seconds={**clock.seconds, **result.seconds}))
+
+    def auto(
+        self, photo: str, progress: Progress | None = None, decided: Decided | None = None
+    ) -> Memory:
+        """Restore a photo's file in auto mode, as was `decided` already or is now. Raises ValueError for what
+        is no photo.
+        """
         prepared = self._ahead(photo)
         if prepared:
             memory = prepared.memory
@@ -158,10 +185,10 @@ class Handlers:
             before = self.keep_bytes(prepared.before, Path(memory.before).name)
             shown = replace(memory.auto, png=png, after=after)
             return replace(memory, photo=photo, before=before, auto=shown)
-        x = read_photo(photo)
-        clock.stop("decode")
-        result = self.model(x, progress=progress)
-        result = replace(result, seconds={**clock.seconds, **result.seconds})
+        decided = decided or self.decide(photo)
+        x, decision = decided.x, decided.result
+        result = self.model.apply(x, decision.estimate, decision.route, progress=progress)
+        result = replace(result, seconds={**decision.seconds, **result.seconds})
         shown = self._show(result, "auto")
         light = replace(result, image=result.image[:, :, :0, :0].clone())
         size = (x.shape[3], x.shape[2])

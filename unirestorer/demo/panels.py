@@ -88,7 +88,7 @@ class Panels:
 
 def draw(model: UniRestorer, view: View) -> Panels:
     """All panels. They explain the second result where there is one, else auto mode's."""
-    auto = view.memory.auto.report if view.memory else None
+    auto = view.memory.auto.report if view.memory else view.decided
     choice = view.choice.report if view.choice else None
     report = choice or auto
     return Panels(
@@ -165,6 +165,7 @@ def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str
         f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(auto))}</p>'
         f"<p>{html.escape(words.took_over(auto))}</p>"
         + (f'<p class="doubt">{html.escape(doubt)}</p>' if doubt else "")
+        + (f"<p>{words.at_work(view.megapixels)}</p>" if view.decided else "")
         + f'<p class="why">Why? {WHY}</p></div>'
     )
 

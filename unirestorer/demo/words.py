@@ -241,6 +241,11 @@ def took_over(report: dict[str, Any]) -> str:
     return f"{sure(report)}{link} {_who(level, levels, plain(chosen['name']))}."
 
 
+def at_work(megapixels: float) -> str:
+    """What a large photo waits for, once it is known who restores it."""
+    return f"Now restoring {megapixels:.0f}{NBSP}megapixels, piece by piece."
+
+
 def verdict(report: dict[str, Any]) -> str:
     """Auto mode in two sentences."""
     return f"{looks_like(report)} {took_over(report)}"
