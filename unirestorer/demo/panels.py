@@ -165,7 +165,7 @@ def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str
         f'<div class="verdict"><p class="lead">{html.escape(words.looks_like(auto))}</p>'
         f"<p>{html.escape(words.took_over(auto))}</p>"
         + (f'<p class="doubt">{html.escape(doubt)}</p>' if doubt else "")
-        + (f"<p>{words.at_work(view.megapixels)}</p>" if view.decided else "")
+        + (f'<p class="at-work">{words.at_work(view.megapixels)}</p>' if view.decided else "")
         + f'<p class="why">Why? {WHY}</p></div>'
     )
 
