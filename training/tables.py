@@ -26,6 +26,7 @@ BEGIN, END = "<!-- results of {} -->", "<!-- end of results of {} -->"  # with a
 GROUPS = {
     "single-in": "One degradation, strengths that were trained",
     "single-out": "One degradation, beyond the trained strengths",
+    "single-extra": "All photos of CBSD68, at the strengths of the paper's table of noise and JPEG",
     "mixed-in": "Several degradations at once, strengths that were trained",
     "mixed-out": "Several degradations at once, beyond the trained strengths",
     "second-in": "Second generators, which training never saw",
