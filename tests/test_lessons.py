@@ -36,9 +36,10 @@ def estimate(model: UniRestorer) -> Estimate:
 @pytest.mark.parametrize("number", range(len(LESSONS)))
 def test_every_lesson_is_whole(number: int) -> None:
     lesson = LESSONS[number]
-    assert len(set(lesson.choices)) == 3 and lesson.choices[lesson.answer]
+    assert len(set(lesson.choices)) == len(set(lesson.replies)) == 3 and lesson.choices[lesson.answer]
     for choice in range(3):
         assert ("Right." in verdict(number, choice)) == (choice == lesson.answer)
+        assert lesson.replies[choice] in verdict(number, choice)
     assert verdict(number, None) == ""
     markup = lesson_html(number)
     for tag in ("p", "i", "abbr", "sub", "div"):

@@ -33,8 +33,8 @@ class Lesson:
     text: str  # HTML; symbols explain themselves through <abbr>
     question: str
     choices: tuple[str, ...]
+    replies: tuple[str, ...]  # what each choice is told
     answer: int
-    why: str
     setting: Setting | None = None
     numbers: str = ""  # "likelihood" | "noise" | "load": live figures below the text
 
@@ -74,9 +74,13 @@ LESSONS = (
             "Tasks pull in different directions, so a specialist does its own better",
             "It would need a bigger graphics card",
         ),
+        (
+            "They can; the lab's ALL expert does. It is only not as good at any of them.",
+            "One network for everything works, but each task pays for the others. That is what the "
+            "lab's ALL curve shows.",
+            "Size would help, but the tasks would still pull at the same weights.",
+        ),
         1,
-        "One network for everything works, but each task pays for the others. That is what the "
-        "lab's ALL curve shows.",
         Setting("restore", "rain"),
     ),
     Lesson(
@@ -88,8 +92,12 @@ LESSONS = (
         "anyone has seen it.</p>",
         "A noisy photo is shrunk to half its size. What happens to its noise?",
         ("It gets about half as strong", "It stays the same", "It doubles"),
+        (
+            "Four pixels become one: averaging four independent errors halves their size.",
+            "It would if neighbouring errors were alike; independent ones partly cancel.",
+            "Averaging never makes independent errors larger.",
+        ),
         0,
-        "Four pixels become one: averaging four independent errors halves their size.",
         Setting("lab", task=Task.DENOISE, strength=25),
     ),
     Lesson(
@@ -101,9 +109,13 @@ LESSONS = (
         "taken for each other.</p>",
         "On the map, haze, low light and clean photos lie close together. What follows?",
         ("They are restored alike", "Mild cases of them are often confused", "The map is wrong"),
+        (
+            "Near means hard to tell apart, not cured by the same means.",
+            "Near in the map means near as representations: a little haze, a little darkness and "
+            "nothing at all look alike.",
+            "The map shows what the estimate sees, and in mild cases there is little to see.",
+        ),
         1,
-        "Near in the map means near as representations: a little haze, a little darkness and "
-        "nothing at all look alike.",
         Setting("lab", task=Task.DEHAZE, strength=0.4),
     ),
     Lesson(
@@ -113,9 +125,13 @@ LESSONS = (
         "parent's weights. The finer the node, the less it has to know, and the better it can be at it.</p>",
         "Who restores heavy rain best, if it is surely heavy rain?",
         ("The expert for everything", "The expert for rain", "The expert for heavy rain"),
+        (
+            "It knows rain too, but spends its weights on everything else as well.",
+            "Close, but it also has to know drizzle.",
+            "Usually the finest. In the lab's sweep the DEGREE curve lies highest where the router's "
+            "guess is right.",
+        ),
         2,
-        "Usually the finest. In the lab's sweep the DEGREE curve lies highest where the router's "
-        "guess is right.",
         Setting("lab", task=Task.DERAIN, strength=120),
     ),
     Lesson(
@@ -125,9 +141,13 @@ LESSONS = (
         "the photo is changed by somebody who sees rain, or darkness, where there is none.</p>",
         "What does the low-light expert do to a photo that is well lit?",
         ("Nothing", "It brightens it, although it was not dark", "It removes its noise"),
+        (
+            "An expert never asks whether it is the right one: it does what it was trained for.",
+            "It was trained on dark photos, so it brightens. That is why a doubtful estimate should "
+            "not pick a specialist.",
+            "Noise is another expert's business.",
+        ),
         1,
-        "It was trained on dark photos, so it brightens. That is why a doubtful estimate should "
-        "not pick a specialist.",
         Setting("restore", "blur", (Task.LOWLIGHT,)),
     ),
     Lesson(
@@ -141,8 +161,12 @@ LESSONS = (
         "one. For your photo (the predicted leaf’s centre standing for u):</p>",
         "A head always claims a huge variance. What does it pay?",
         ("Nothing, errors no longer count", "The second term, which grows with the variance", "A fixed fine"),
+        (
+            "Errors count less then, but the claim itself has a price.",
+            "½ ln of the variance is the price of modesty; it is worth paying only where errors are large.",
+            "The price depends on how much is claimed.",
+        ),
         1,
-        "½ ln of the variance is the price of modesty; it is worth paying only where errors are large.",
         Setting("lessons", "rain"),
         numbers="likelihood",
     ),
@@ -155,9 +179,13 @@ LESSONS = (
         "never saw, a good router stays with it.</p>",
         "Haze far thicker than anything in training arrives. Which expert should restore it?",
         ("The finest: it is haze after all", "A coarser one: no leaf was made for it", "None"),
+        (
+            "Its leaf was made from thinner haze, and that is all its expert knows.",
+            "No leaf stands for that thickness. The type is still right, and its expert has seen more "
+            "kinds of haze: compare the two in the lab's table.",
+            "Somebody restores every photo, at worst the expert for everything.",
+        ),
         1,
-        "No leaf stands for that thickness. The type is still right, and its expert has seen more "
-        "kinds of haze: compare the two in the lab's table.",
         Setting("lab", task=Task.DEHAZE, strength=2.1),
     ),
     Lesson(
@@ -173,9 +201,13 @@ LESSONS = (
             "It is faster",
             "Probabilities cannot be seen by a network",
         ),
+        (
+            "The softmax comes last, so whatever the noise did, a distribution comes out, and what "
+            "the mask removed stays away.",
+            "Both cost the same.",
+            "Inside a network everything can be seen.",
+        ),
         0,
-        "The softmax comes last, so whatever the noise did, a distribution comes out, and what "
-        "the mask removed stays away.",
         Setting("lessons", "rain"),
         numbers="noise",
     ),
@@ -188,8 +220,13 @@ LESSONS = (
         "whatever the photo needs: the weight is small on purpose.</p>",
         "Every photo goes to one of three levels. How big is σ/μ?",
         ("0", "1", "√2, about 1.41"),
+        (
+            "0 is what equal loads give.",
+            "Equal loads give 0, but this is the most unequal case of three: more than 1.",
+            "Loads 1, 0, 0 have the mean 1/3 and the deviation √2/3. The tab Many photos computes it for "
+            "yours.",
+        ),
         2,
-        "Loads 1, 0, 0 have the mean 1/3 and the deviation √2/3. The tab Many photos computes it for yours.",
         Setting("batch"),
     ),
     Lesson(
@@ -199,8 +236,12 @@ LESSONS = (
         "is exactly zero, and the rest is shared out among what stays. The root is always allowed.</p>",
         "The router is 98 % sure of haze, and you name rain. How likely is haze then?",
         ("2 %", "Exactly 0", "98 %"),
+        (
+            "The rest is shared out among what stays, and haze does not stay.",
+            "Pruned is pruned: a logit of minus infinity. Struck-out nodes of the tree show it.",
+            "That was before: an instruction overrules the estimate.",
+        ),
         1,
-        "Pruned is pruned: a logit of minus infinity. Struck-out nodes of the tree show it.",
         Setting("restore", "haze", (Task.DERAIN,)),
     ),
     Lesson(
@@ -212,8 +253,13 @@ LESSONS = (
         "anything known. And mild damage may be missed altogether.</p>",
         "Which figure warns that a photo is unlike anything in training?",
         ("Its place on the map", "The distance percentile", "The probability of its leaf"),
+        (
+            "Whatever comes in gets a place there, near something.",
+            "The map puts everything somewhere, and a softmax always adds up to one. Only the distance "
+            "knows.",
+            "It says which leaf is likeliest; all of them add up to one even where none fits.",
+        ),
         1,
-        "The map puts everything somewhere, and a softmax always adds up to one. Only the distance knows.",
         Setting("restore", "snow"),
     ),
 )
@@ -243,8 +289,8 @@ def verdict(number: int, choice: int | None) -> str:
         return ""
     lesson = LESSONS[number]
     right = choice == lesson.answer
-    word = "Right." if right else "Not quite: think again, or read on."
-    return f'<p class="say"><b>{word}</b> {lesson.why if right else ""}</p>'
+    word = "Right." if right else "Not quite."
+    return f'<p class="say"><b>{word}</b> {lesson.replies[choice]}</p>'
 
 
 def likelihood_html(model: UniRestorer, estimate: Estimate | None) -> str:
