@@ -256,15 +256,18 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
             for photo in photos
             if photo.error is not None
         ],
-        "worst": worst(tree, photos),
+        "worst": worst(tree, photos, [given for given, _ in scores["input"]]),
     }
 
 
-def worst(tree: DegradationTree, photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    """The photos that auto mode hurts most or helps least: PSNR (dB) as given and restored, and expert."""
+def worst(
+    tree: DegradationTree, photos: Sequence[Photo], inputs: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The photos that auto mode hurts most or helps least: PSNR (dB) as given (`inputs`, in their order)
+    and restored, and expert.
+    """
     rows = []
-    for photo in photos:
-        given = psnr(from_uint8(photo.degraded), from_uint8(photo.clean))[0]
+    for photo, given in zip(photos, inputs, strict=True):
         expert = int(photo.auto.expert)
         rows.append({"photo": photo.sample_name, "input": round(given, 4),
                      "auto": round(photo.psnr[expert], 4), "expert": tree.words(expert)})  # fmt: skip

@@ -175,7 +175,7 @@ class Handlers:
         """Restore a photo's file in auto mode, as was `decided` already or is now. Raises ValueError for what
         is no photo.
         """
-        prepared = self._ahead(photo)
+        prepared = None if decided else self._ahead(photo)
         if prepared:
             memory = prepared.memory
             png, after = (

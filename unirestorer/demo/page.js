@@ -41,7 +41,7 @@ window.unirestorerReady = () => {
   let lesson = document.querySelector("[data-lesson]")?.dataset.lesson;
   let tab = chosen();
   const follow = () => {
-    const open = chosen(); // also where a lesson opened it
+    const open = chosen();
     if (open && open !== tab) window.unirestorerLink("tab", open === "restore" ? "" : open);
     tab = open ?? tab;
     const now = document.querySelector("[data-lesson]")?.dataset.lesson;
@@ -85,13 +85,11 @@ const showResults = () => {
 };
 document.addEventListener("click", (event) => {
   const example = event.target.closest("[data-example]");
-  const tab = event.target.closest("#tabs [role=tab]");
   if (example) window.unirestorerLink("example", example.dataset.example);
   if (example) showResults();
   if (event.target.closest("#lesson-show")) setTimeout(showResults, 500); // once its tab is open
   const there = event.target.closest("[data-go]");
   if (there) goTo(document.getElementById(there.dataset.go));
-  if (tab) window.unirestorerLink("tab", tab.dataset.tabId === "restore" ? "" : tab.dataset.tabId);
   if (event.target.closest("#reset")) window.unirestorerLink("example", "");
 });
 // Another model's page takes the state along, apart from the expert, whose names are its own. A photo of the
