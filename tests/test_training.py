@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 from training.__main__ import main, make_run, parse
 from training.ablate import subtree
 from training.compare_shapes import SHAPES
-from training.data import Corpus, find_photos
+from training.data import Corpus, Entry, Row, find_photos
 from training.draw import draw_photos
 from training.evaluate import longer_bank
 from training.tables import ablation, overhead, shapes
-from training.train_extractor import balanced_rows
+from training.train_experts import nodes_of
+from training.train_extractor import balanced_rows, report
 from unirestorer.checkpoint import Checkpoint, verify
-from unirestorer.config import CorpusConfig
+from unirestorer.config import CorpusConfig, preset
+from unirestorer.extractor import Extractor
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
@@ -241,6 +244,35 @@ def test_clean_crops_get_their_share_of_the_extractors_batches(tmp_path: Path, s
     assert share[clean.index(True)] == pytest.approx(0.3) and share.sum() == pytest.approx(1)
     rest = [float(one) for one, is_clean in zip(share, clean, strict=True) if not is_clean]
     assert rest == pytest.approx([0.7 / len(rest)] * len(rest))
+
+
+def test_a_photo_that_looks_like_another_cluster_trains_that_one_too() -> None:
+    """Recipe 0 belongs to leaf 0 and recipe 1 to leaf 3; the second window of recipe 0 looks like leaf 3."""
+    sets = ({frozenset({Task.DENOISE}): 2},) * 4
+    parents = (torch.zeros(1).long(), torch.zeros(2).long(), torch.tensor([0, 0, 1, 1]))
+    centers = tuple(torch.eye(8)[: len(level)] for level in parents)
+    tree = DegradationTree(centers, parents, sets, (("",), ("",) * 2, ("",) * 4))
+    entries = [Entry(("denoise",), "a photo with heavy noise", {})] * 2
+    rows = [Row(recipe, "", 0) for recipe in (0, 0, 1, -1)]
+    corpus = Corpus(Path(), entries, rows, np.zeros((4, 8, 8, 3)), np.zeros((4, 8, 8, 3)))
+    leaf, e = np.array([0, 3]), torch.eye(8)[[0, 3, 3, 3]]
+    of_recipe = {node.name: node.rows.tolist() for node in nodes_of(tree, leaf, corpus)}
+    of_both = {node.name: node.rows.tolist() for node in nodes_of(tree, leaf, corpus, e)}
+    assert of_recipe == {"0-0": [0, 1, 2], "1-0": [0, 1], "1-1": [2],
+                         "2-0": [0, 1], "2-1": [], "2-2": [], "2-3": [2]}  # fmt: skip
+    assert of_both == of_recipe | {"1-1": [1, 2], "2-3": [1, 2]}
+
+
+def test_windows_of_types_that_the_extractor_never_saw_count_as_missed() -> None:
+    config = preset("tiny").extractor
+    extractor = Extractor(config, ("a clean photo", "a photo with heavy noise")).eval()
+    extractor.caption_features.copy_(torch.eye(config.dim)[:2])
+    known, unknown = "a photo with heavy noise", "a photo with thick haze"
+    entries = [Entry(("denoise",), known, {}), Entry(("dehaze",), unknown, {})]
+    corpus = Corpus(Path(), entries, [Row(recipe, "a.png", 0) for recipe in (-1, 0, 1)], *[np.zeros(3)] * 2)
+    found = report(extractor, corpus, torch.eye(config.dim)[[0, 1, 1]])
+    assert found["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
+    assert found["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def experts_stage(run: Run) -> None:
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
-    nodes = nodes_of(run.checkpoint.tree(), np.load(run.leaf_file), run.corpus)
+    e = run.drs if run.config.tree.setting == "mixed" else None  # in "single" a row's task is its own
+    nodes = nodes_of(run.checkpoint.tree(), np.load(run.leaf_file), run.corpus, e)
     share, shares = run.shard
     last = len(run.config.tree.levels) - 1
     done: dict[str, Origin] = {}

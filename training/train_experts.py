@@ -42,16 +42,24 @@ class Node:
         return f"{self.level}-{self.index}"
 
 
-def nodes_of(tree: DegradationTree, leaf: np.ndarray, corpus: Corpus) -> list[Node]:
+def nodes_of(
+    tree: DegradationTree, leaf: np.ndarray, corpus: Corpus, e: Tensor | None = None
+) -> list[Node]:
     """The nodes of a tree with their rows of the corpus, in training order (parents first); `leaf` (recipes,)
     holds each recipe's leaf.
+
+    With the rows' DRs e (N, D) a row also belongs to the leaf nearest to its own DR, whatever its recipe:
+    photos that look alike to the extractor will be sent there, so its expert should know them.
     """
-    row_leaf = np.where(corpus.recipe >= 0, leaf[corpus.recipe], -1)
+    degraded = corpus.recipe >= 0
+    row_leaf = np.where(degraded, leaf[corpus.recipe], -1)
+    near_leaf = row_leaf if e is None else np.where(degraded, tree.nearest_leaf(e).numpy(), -1)
     table = tree.expert_table.numpy()
     nodes = []
     for number, name in enumerate(tree.expert_names):
         level, index = tree.level_of(number)
-        rows = np.flatnonzero(np.isin(row_leaf, np.flatnonzero((table == number).any(1))))
+        leaves = np.flatnonzero((table == number).any(1))
+        rows = np.flatnonzero(np.isin(row_leaf, leaves) | np.isin(near_leaf, leaves))
         tasks = set(corpus.task[rows].tolist())
         task = list(Task)[tasks.pop()] if len(tasks) == 1 and min(tasks) >= 0 else None
         parent = f"{level - 1}-{int(tree.parents[level][index])}" if level else ""

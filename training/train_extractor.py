@@ -206,8 +206,8 @@ def report(extractor: Extractor, corpus: Corpus, e: Tensor) -> dict[str, Any]:
     """
     probs = extractor.caption_probs(e.to(extractor.caption_features.device)).cpu()
     kind = [caption_kind(text) for text in extractor.captions]
-    types = sorted(set(kind))
     truth_caption = corpus.captions
+    types = sorted({*kind, *map(caption_kind, truth_caption)})  # also types that were never trained on
     truth = np.array([types.index(caption_kind(text)) for text in truth_caption])
     by_type = torch.stack([probs[:, [k == t for k in kind]].sum(1) for t in types], 1)
     guess = by_type.argmax(1).numpy()

@@ -46,8 +46,10 @@ class NetworkConfig:
     unshuffle: int = 1  # nafnet: pixel-unshuffle factor of the stem, 1 = full resolution
 
 
-# Haze and low light are degradations of the whole photo: their experts look further around every pixel.
+# Experts look further around every pixel where that was measured better: much further for darkness and for
+# mixtures, of which most hold darkness or haze; not at all for noise and JPEG, which are the same everywhere.
 WIDE_WINDOW = NetworkConfig(window_px=192)
+WIDEST_WINDOW = NetworkConfig(window_px=256)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class ExpertsConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     by_node: dict[str, NetworkConfig] = field(
-        default_factory=lambda: {Task.DEHAZE.value: WIDE_WINDOW, Task.LOWLIGHT.value: WIDE_WINDOW}
+        default_factory=lambda: {
+            task.value: WIDE_WINDOW for task in (Task.DERAIN, Task.DEHAZE, Task.DEBLUR, Task.DESNOW)
+        } | {Task.LOWLIGHT.value: WIDEST_WINDOW}
     )  # "level-index" or a task's name -> another shape
     steps: tuple[int, ...] = (60000, 15000, 5000)
     minutes: tuple[float, ...] = (75.0, 17.0, 5.0)  # of each expert; on a GPU of all of a level, side by side
@@ -226,6 +230,9 @@ def preset(name: str, setting: str = "single") -> Config:
     if setting not in SETTINGS:
         raise ValueError(f"unknown setting {setting!r}: choose one of {', '.join(SETTINGS)}")
     config = PRESETS[name]
+    if setting == "mixed":
+        network = replace(config.experts.network, window_px=WIDEST_WINDOW.window_px)
+        config = replace(config, experts=replace(config.experts, network=network))
     return replace(config, tree=replace(SETTINGS[setting], minimum_samples=config.tree.minimum_samples))
 
 
