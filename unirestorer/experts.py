@@ -8,7 +8,7 @@ Memory, in bytes of tensors, for photos of B x H x W pixels in tiles of T pixels
     + 4 * nafnet.STRIPE_BYTES                   what NAFNet computes at once on a CPU
 
 where T is at most the longer side, so that the third term is bounded by the tile, whatever the photo: for
-the shipped experts with tiles of 1024 px 0.65 GB (noise, JPEG), 0.86 GB (windows of 192 px) or 1.01 GB
+the shipped experts with tiles of 1024 px 0.70 GB (noise, JPEG), 0.97 GB (windows of 192 px) or 1.18 GB
 (windows of 256 px: darkness, mixtures). c is 12 for NAFNet on a CPU, 24 on a GPU; 59 for RetinexFormer, 110
 for Restormer: bytes per pixel and channel of the first level; libraries' scratch comes on top. A pass holds
 as many photos as fit a tile's area, at least one; a batch of several passes copies the photos of one of them.
