@@ -158,6 +158,18 @@ def test_the_same_photo_twice_is_the_same(model: UniRestorer) -> None:
     assert torch.equal(x, before)
 
 
+def test_a_photo_in_black_and_white_stays_one(model: UniRestorer) -> None:
+    """And a coloured one beside it keeps its colours."""
+    x = photos(2)
+    x[0] = x[0, 1]
+    number = torch.tensor([3, 3])
+    image = model(x, expert=model.tree.expert_names[3]).image
+    plain = model.experts(x, number)
+    assert not torch.equal(plain[0, 0], plain[0, 1]), "the expert itself tints it"
+    torch.testing.assert_close(image[0], plain[0].mean(0).expand(3, -1, -1))
+    assert torch.equal(image[1], plain[1])
+
+
 def test_threads_share_a_model(model: UniRestorer) -> None:
     x = photos(4)
     expected = [model(x[i : i + 1]).image for i in range(4)]

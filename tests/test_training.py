@@ -16,15 +16,16 @@ from safetensors.torch import load_file
 from training.__main__ import main, make_run, parse
 from training.ablate import subtree
 from training.compare_shapes import SHAPES
-from training.data import Corpus, Entry, Row, find_photos
+from training.data import Corpus, Entry, Row, at_least, find_photos
 from training.draw import draw_photos
 from training.evaluate import longer_bank
 from training.tables import ablation, overhead, shapes
 from training.train_experts import nodes_of
-from training.train_extractor import balanced_rows, report
+from training.train_extractor import balanced_rows, fade, report
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.config import CorpusConfig, preset
 from unirestorer.extractor import Extractor
+from unirestorer.imaging import load_image
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
@@ -137,6 +138,37 @@ def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:
     assert "init_sha256" in training["experts"]["1-0"] and "init_sha256" not in training["experts"]["2-0"]
 
 
+def test_an_extractor_learns_grey_photos_and_keeps_its_drs(trained: Path, tmp_path: Path) -> None:
+    """With `keep` a grey photo comes nearer to the DR of the coloured one, and that DR stays."""
+    words = ["extractor", "--preset", "tiny", "--workers", "1", "--device", "cpu", "--out", str(tmp_path),
+             "--data", str(trained / "work" / "drawn"), "--set", "extractor.keep=30"]  # fmt: skip
+    assert main(words) == 2, "there are no DRs to keep"
+    settings = ("extractor.minutes=9", "extractor.steps=150", "extractor.grey_share=0.5")
+    assert main([*words, "--init", str(trained), *(w for s in settings for w in ("--set", s))]) == 0
+    photos = find_photos(trained / "work" / "drawn", "routers")
+    x = torch.cat([at_least(load_image(photos.folder / name), 224)[..., :224, :224] for name in photos.clean])
+    grey = fade(x, 1.0, np.random.default_rng(5))
+    with torch.inference_mode():
+        old, new = (Checkpoint(folder).extractor() for folder in (trained, tmp_path))
+        known = old(x)
+        assert (new(grey) - known).norm(dim=1).mean() < 0.8 * (old(grey) - known).norm(dim=1).mean()
+        assert (new(x) - known).norm(dim=1).mean() < 0.5 * (old(grey) - known).norm(dim=1).mean()
+
+
+def test_crops_fade_to_one_channel_or_towards_it() -> None:
+    x = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fade(x, 0.0, np.random.default_rng(0)), x)
+    faded = fade(x, 0.5, np.random.default_rng(0))
+    changed = (faded != x).flatten(1).any(1)
+    grey = (faded == faded[:, :1]).flatten(1).all(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    assert 0.15 < grey.float().mean() < 0.35, "half of them in black and white"
+    one = (faded[:, :1, None] == x[:, None]).flatten(3).all(3)[:, 0].any(1)
+    assert one[grey].all(), "the grey is a channel of the photo, not a mean"
+    kept = (faded == x).flatten(2).all(2).any(1)
+    assert kept.all(), "the channel that the others fade to stays"
+
+
 def test_only_experts_of_the_same_kind_of_photo_are_trained_on(trained: Path, tmp_path: Path) -> None:
     """A cluster of "mixed" has a number that means a type in "single": it must not start from that type."""
     words = ["all", "--preset", "tiny", "--out", str(tmp_path), "--init", str(trained), "--device", "cpu"]
@@ -170,7 +202,7 @@ def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> No
     for row in rows.values():
         for band in ("in", "out"):
             assert 5 < row[band] < 60 and sum(row.get(f"load {band}", [100])) == pytest.approx(100, abs=2)
-    assert len(list((tmp_path / "work" / "ablate" / "experts").iterdir())) == 31
+    assert len(list((tmp_path / "work" / "ablate").glob("*/experts/*"))) == 31
     assert "**Ablation, losses**" in text and "| all, beta 0.05 |" in text
 
 

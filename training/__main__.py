@@ -306,10 +306,11 @@ def ablate_stage(run: Run) -> None:
     source = run.checkpoint if has else run.init
     if source is None:
         raise ValueError("ablate needs an extractor: run the stage extractor, or name a model by --init")
+    key = source.config["files"]["extractor.safetensors"][:16]
     material = Material(
         run.config, source.extractor(), run.corpus, run.drs_of(source),
         {band: run.held_out(band) for band in BANDS}, run.photos("routers"), run.photos("experts"),
-        run.work / "ablate", run.device, run.compile, run.old_expert("0-0", 0),
+        run.work / "ablate" / key, run.device, run.compile, run.old_expert("0-0", 0),
     )  # fmt: skip
     experts = run.config.experts
     about = run.about(

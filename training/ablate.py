@@ -136,7 +136,7 @@ def share(material: Material) -> Shared:
         minutes=per_level(config.experts.minutes, tree.levels),
         lr=per_level(config.experts.lr, tree.levels),
     )
-    bank = train_all(material, experts, nodes_of(tree, fitted.leaf, material.corpus))
+    bank = train_all(material, experts, nodes_of(tree, fitted.leaf, material.corpus, material.e))
     networks = [bank[name] for name in tree.expert_names]
     routers = replace(config.routers, candidates=tree.leaves)  # every expert on every row
     data = embed(

@@ -108,6 +108,20 @@ def balanced_rows(corpus: Corpus, clean_share: float) -> tuple[list[np.ndarray],
     return [np.array(groups[kind]) for kind in kinds], share / share.sum()
 
 
+def fade(crops: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """About `share` of the crops (B, 3, H, W) as a photo in black and white shows them, or an old one in
+    faded colours.
+
+    One channel stands for all three, or is mixed into them: a mean of three would weaken the noise.
+    """
+    count = len(crops)
+    strength = np.where(random.random(count) < share, random.uniform(0.0, 2.0, count).clip(max=1.0), 0.0)
+    channel = torch.from_numpy(random.integers(0, 3, count)).to(crops.device)
+    grey = crops[torch.arange(count, device=crops.device), channel].unsqueeze(1)        # (B, 1, H, W)
+    weight = torch.from_numpy(strength).to(crops)[:, None, None, None]
+    return torch.lerp(crops, grey.expand_as(crops), weight)
+
+
 def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> None:
     """Start `model` where the finished extractor `old` stood.
 
@@ -145,8 +159,12 @@ def train_extractor(
 ) -> Extractor:
     """Train on the corpus' windows within the budget and return the extractor with its captions' features.
 
-    Starts from `init` where one is given, unless `work` holds a begun training.
+    Starts from `init` where one is given, unless `work` holds a begun training. With `config.keep` every crop
+    is also drawn to the DR that `init` gives it in full colour, and the normalisation stays as it is. Raises
+    ValueError for `config.keep` without `init`.
     """
+    if config.keep and init is None:
+        raise ValueError("extractor.keep: there are no DRs to keep; name a finished model by --init")
     torch.manual_seed(seed)
     captions = tuple(sorted(set(corpus.captions), key=lambda text: (text != CLEAN_CAPTION, text)))
     index = {text: i for i, text in enumerate(captions)}
@@ -160,20 +178,29 @@ def train_extractor(
     if device.type == "cuda":
         corpus.to(device)
     image = torch.compile(model.image) if compile else model.image
+    teacher = init.to(device) if init and config.keep else None
 
     def loss_at(step: int) -> Tensor:
         random = np.random.default_rng((seed, 7, step))
         picked = [groups[g] for g in random.choice(len(groups), size=config.batch, p=share)]
         rows = np.array([group[random.integers(len(group))] for group in picked])
         crops, _ = corpus.batch(rows, config.view_px, random)
+        crops = crops.to(device)
         caption = torch.from_numpy(label[rows]).to(device)
         used = torch.arange(len(captions), device=device)
         if len(captions) > CAPTIONS_AT_ONCE:
             used, caption = caption.unique(return_inverse=True)
+        if teacher is not None:
+            model.image.eval()
         with half_precision(device):
-            features = F.normalize(image(crops.to(device)).float(), dim=-1)
+            features = F.normalize(image(fade(crops, config.grey_share, random)).float(), dim=-1)
             texts = model.text_features(tokens[used])
-        return contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)
+        loss = contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)
+        if teacher is not None:
+            with torch.no_grad(), half_precision(device):
+                known = teacher.embed(crops)
+            loss = loss + config.keep * (features - known).square().sum(1).mean()
+        return loss
 
     writer = SummaryWriter(str(work / "tensorboard"))
     budget = Budget(config.steps, config.minutes, config.lr, config.weight_decay, warmup=0.05)

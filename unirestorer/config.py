@@ -69,6 +69,8 @@ class ExtractorConfig:
     weight_decay: float = 0.05
     smoothing: float = 0.05  # label smoothing of the contrast
     clean_share: float = 0.2  # share of undegraded crops in every batch; the types share the rest evenly
+    grey_share: float = 0.15  # share of crops shown in black and white or faded
+    keep: float = 0.0  # with --init: weight of staying with its DRs, so that tree and experts still fit
 
     def check(self) -> None:
         """Raises ValueError for a shape that no extractor can have (configs may come from strangers)."""

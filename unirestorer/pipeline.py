@@ -125,6 +125,7 @@ class UniRestorer:
         result = self.apply(x, decision.estimate, route, tile_px=tile_px, progress=progress)
         return replace(result, seconds={**decision.seconds, **result.seconds})
 
+    @torch.inference_mode()
     def apply(
         self,
         x: Tensor,
@@ -134,13 +135,19 @@ class UniRestorer:
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
     ) -> Restoration:
-        """Restore photos x (B, 3, H, W) by a route that is known already: the second half of `__call__`."""
+        """Restore photos x (B, 3, H, W) by a route that is known already: the second half of `__call__`.
+
+        A photo in black and white stays one; the experts, who know coloured ones, would leave faint tints.
+        """
         clock = Clock()
         if len(route.expert) == 1:                                              # a batch loads as it goes
             with contextlib.suppress(torch.OutOfMemoryError):                   # the bank will find a way
                 self.experts.network(int(route.expert))
         clock.stop("load")
         image = self.experts(x, route.expert, tile_px=tile_px, progress=progress)  # (B, 3, H, W)
+        for photo, restored in zip(x, image, strict=True):
+            if torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2]):
+                restored.copy_(restored.mean(0))
         clock.stop("restore")
         return Restoration(image, estimate, route, clock.seconds)
 
