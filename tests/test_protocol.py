@@ -138,7 +138,15 @@ def test_every_case_renders_whole_8_bit_values(group: str, data: Path) -> None:
             assert sample.tasks == frozenset(case.tasks)
             assert (sample.recipe is None) == (case.generator != "recipe")
             changed = not torch.equal(sample.clean, sample.degraded)
-            assert changed == (group != "clean")
+            assert changed == (group != "clean" and case.name != "undegraded")
+            for image in (sample.clean, sample.degraded):
+                assert torch.equal(image[:, :1].expand_as(image), image) == (group == "grey")
+
+
+def test_noise_is_as_strong_in_black_and_white(data: Path) -> None:
+    (sample, *_) = samples(cases("grey/denoise-25")[0], data)
+    middle = (sample.clean[0, 0] > 0.3) & (sample.clean[0, 0] < 0.7)
+    assert 255 * (sample.degraded - sample.clean)[0, 0][middle].std() == pytest.approx(25, rel=0.15)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""What every table measures: fixed in `protocol.json` before anything was trained, rendered photo by photo.
+"""What every table measures: fixed in `protocol.json` and rendered photo by photo. All was fixed before
+anything was trained, but for the photos in black and white, which came later.
 
 A case is one line of a table: a degradation at one strength, a mixed setting, a second generator, an unseen
-type, real pairs or undegraded photos. Its seed follows from its name and the protocol's seed, and a photo's
-random fields follow from the case's seed and the photo's place in its folder; so a subset of photos or cases
-gives the same bits.
+type, real pairs, undegraded photos, or photos in black and white. Its seed follows from its name and the
+protocol's seed, and a photo's random fields follow from the case's seed and the photo's place in its folder;
+so a subset of photos or cases gives the same bits.
 
 The evaluation folder holds the photo sets (`cbsd68/`, `sunhays/`), the real pairs (`rain100l/`, `sice/`,
 `polyu/`, each with `clean/` and `degraded/`), `snow_masks/` and `reference/`. The reference release has its
@@ -34,9 +35,10 @@ from unirestorer.types import Task
 PROTOCOL_FILE = Path(__file__).with_name("protocol.json")
 GROUPS = (
     *("single-in", "single-out", "single-extra", "mixed-in", "mixed-out"),
-    *("second-in", "second-out", "unseen", "real", "clean"),
+    *("second-in", "second-out", "unseen", "real", "clean", "grey"),
 )
 HELD_BACK_LAYERS = "held-back layers"  # stands for the folder that `samples` is given as `layers`
+LUMINANCE, GREEN = (0.299, 0.587, 0.114), (0.0, 1.0, 0.0)
 PHOTOS, VARIANTS = 0, 1  # first word of a random stream under a case's seed
 
 
@@ -119,6 +121,9 @@ def _all_cases() -> Iterator[Case]:
         yield _case("real", name, (task,), None, None, "file", name)
     for name in data["clean"]:
         yield _case("clean", name, (), None, None, "recipe", name)
+    yield _case("grey", "undegraded", (), None, None, "recipe", data["grey"]["photos"])
+    for task, strength in data["grey"]["strengths"].items():
+        yield _case("grey", task, (task,), strength, "in", "recipe", data["grey"]["photos"])
 
 
 def _case(
@@ -187,6 +192,8 @@ def _render(case: Case, root: Path, layers: str | Path | None, limit: int | None
         maps = _pictures(root / case.maps)
     for index in spaced(chosen, limit or len(chosen)):
         clean = load_image(files[index])
+        if case.group == "grey":
+            clean = black_and_white(clean, LUMINANCE)
         recipe = None
         if case.generator == "recipe":
             recipe = photo_recipe(case, index, len(files))
@@ -196,7 +203,15 @@ def _render(case: Case, root: Path, layers: str | Path | None, limit: int | None
         else:
             generate = {**SECOND, **UNSEEN}[case.generator]
             degraded = generate(clean, case.strength or 0.0, child_generator(case.seed, PHOTOS, index), maps)
+        if case.group == "grey":
+            degraded = black_and_white(degraded, GREEN)  # a mean of channels would weaken the noise
         yield Sample(files[index].stem, clean, _as_file(degraded), frozenset(case.tasks), recipe)
+
+
+def black_and_white(x: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    """x (B, 3, H, W) with one weighed sum of its channels in place of all three, in whole 8-bit values."""
+    grey = (x * x.new_tensor(weights)[:, None, None]).sum(1, keepdim=True)
+    return _as_file(grey.expand_as(x))
 
 
 def photo_recipe(case: Case, index: int, total: int) -> Recipe:

@@ -33,6 +33,7 @@ GROUPS = {
     "unseen": "Unseen types of degradation",
     "real": "Real pairs",
     "clean": "Undegraded photos, against themselves",
+    "grey": "Photos in black and white",
 }
 SHARES = ("type_accuracy", "leaf_accuracy", "routing_accuracy")
 
