@@ -25,7 +25,7 @@ from training.compare_shapes import compare
 from training.data import Corpus, Photos, find_photos
 from training.draw import draw_photos
 from training.fit_map import fit_map
-from training.fit_tree import fit_tree
+from training.fit_tree import fit_tree, leaf_of
 from training.train_experts import Origin, Trainer, nodes_of
 from training.train_extractor import corpus_drs, report, train_extractor
 from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
@@ -64,6 +64,7 @@ class Run:
     shard: tuple[int, int] = (1, 1)
     init: Checkpoint | None = None  # a finished model to start the extractor and the experts from
     tasks: tuple[Task, ...] = tuple(Task)  # that network shapes are compared on
+    only: tuple[str, ...] = ()  # experts to train on alone, the others stay
 
     def photos(self, part: str) -> Photos:
         return find_photos(self.data, part)
@@ -105,20 +106,35 @@ class Run:
     def leaf_file(self) -> Path:
         return self.work / "leaf.npy"
 
+    @cached_property
+    def leaf(self) -> np.ndarray:
+        """The leaf (recipes,) of each recipe: as the stage tree found it, else by the finished tree."""
+        if self.leaf_file.is_file():
+            return np.load(self.leaf_file)
+        return leaf_of(self.corpus, self.drs, self.checkpoint.tree())
+
     def origin(self, name: str) -> dict[str, Any]:
         """What a stage records of the part of `init` that it started from."""
         return {"init_sha256": self.init.config["files"][name]} if self.init and self.init.has(name) else {}
 
     def old_expert(self, name: str, level: int) -> Origin | None:
         """Shape and weights of the expert of `init` that means the same, if there is one: ALL always does,
-        types do in "single", and clusters (leaves, and all of "mixed" below ALL) never do."""
+        types do in "single", and clusters (leaves, and all of "mixed" below ALL) only do in the same tree."""
         tree = self.config.tree
         types = level < len(tree.levels) - 1 and tree.setting == "single"
         if self.init is None or not self.init.has(f"experts/{name}.safetensors"):
             return None
-        if not (level == 0 or (types and self.init.config["setting"] == "single")):
+        same = level == 0 or (types and self.init.config["setting"] == "single") or self.same_tree
+        if not same:
             return None
         return self.init.shape(name), self.init.expert(name).state_dict()
+
+    @property
+    def same_tree(self) -> bool:
+        """Whether the checkpoint has the tree of `init`: it began as a copy of that model."""
+        file = "tree.safetensors"
+        begun = self.init is not None and (self.out / "config.json").is_file() and self.checkpoint.has(file)
+        return begun and self.checkpoint.config["files"][file] == self.init.config["files"].get(file)
 
     def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What a stage records of itself."""
@@ -173,13 +189,20 @@ def experts_stage(run: Run) -> None:
     """Every expert from its parent's weights; each is added to the checkpoint as soon as it is done.
 
     With --init ALL starts from that model's, and so do the TYPE experts where the other tree knows the same
-    types; what belongs to clusters (the leaves, and every level of "mixed" below ALL) is new.
+    types; what belongs to clusters (the leaves, and every level of "mixed" below ALL) is new, unless OUT is a
+    copy of that model. Then every expert, or those that --only names, is trained on.
     """
+    if run.only and not run.same_tree:
+        raise ValueError(
+            "--only trains experts of a finished model on: copy its folder to OUT, and name it by --init"
+        )
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
     e = run.drs if run.config.tree.setting == "mixed" else None  # in "single" a row's task is its own
-    nodes = nodes_of(run.checkpoint.tree(), np.load(run.leaf_file), run.corpus, e)
+    tree = run.checkpoint.tree()
+    wanted = {tree.expert_number(name) for name in run.only or tree.expert_names}
+    nodes = [node for number, node in enumerate(nodes_of(tree, run.leaf, run.corpus, e)) if number in wanted]
     share, shares = run.shard
     last = len(run.config.tree.levels) - 1
     done: dict[str, Origin] = {}
@@ -197,10 +220,18 @@ def experts_stage(run: Run) -> None:
                 "steps": progress.step,
                 "minutes": round(progress.seconds / 60, 2),
                 "samples": len(node.rows),
-                **(run.origin(f"experts/{node.name}.safetensors") if again[node.name] else {}),
             }
+            if run.init and again[node.name]:
+                told = run.init.config.get("training", {}).get("experts", {})
+                earlier = told.get(node.name, {}).get("steps", 0)
+                record |= {"steps": earlier + progress.step, "init_steps": earlier}
+                record |= run.origin(f"experts/{node.name}.safetensors")
             checkpoint.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
-    checkpoint.add_to_config(run.out, training={"experts": run.about(settings=to_dict(run.config.experts))})
+    about = run.about(settings=to_dict(run.config.experts))
+    if run.only:
+        checkpoint.add_to_config(run.out, training={"experts_on": {**about, "only": run.only}})
+    else:
+        checkpoint.add_to_config(run.out, training={"experts": about})
 
 
 def routers_stage(run: Run) -> None:
@@ -242,7 +273,7 @@ def map_stage(run: Run) -> None:
     map_ = fit_map(
         run.corpus,
         run.drs,
-        np.load(run.leaf_file),
+        run.leaf,
         tree,
         router,
         embedded(run),
@@ -282,7 +313,7 @@ def longer_stage(run: Run) -> None:
     The weights go to WORK/longer.safetensors, the model stays as it is.
     """
     tree, records = run.checkpoint.tree(), run.checkpoint.config["training"]["experts"]
-    every = nodes_of(tree, np.load(run.leaf_file), run.corpus)
+    every = nodes_of(tree, run.leaf, run.corpus)
     levels = range(tree.levels)
     steps = [max(records[node.name]["steps"] for node in every if node.level == level) for level in levels]
     config = replace(run.config.experts, steps=tuple(steps), minutes=(math.inf,) * tree.levels)
@@ -364,6 +395,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         one.add_argument(
             "--shard", default="1/1", metavar="i/n", help="experts: train the i-th of n shares of the leaves"
         )
+        one.add_argument(
+            "--only", nargs="+", default=[], metavar="EXPERT",
+            help="experts: train these alone on, such as 1-2 2-6; OUT is a copy of the model of --init",
+        )  # fmt: skip
         if verb == "shapes":
             one.add_argument(
                 "--tasks", nargs="+", type=Task, default=list(Task), metavar="TASK", help="default: all"
@@ -403,7 +438,7 @@ def make_run(arguments: argparse.Namespace) -> Run:
     compile_ = not arguments.no_compile and config.preset != "tiny"
     return Run(
         config, data, arguments.out, work, choose_device(arguments.device), compile_, arguments.workers,
-        (int(index), int(count)), init, tuple(getattr(arguments, "tasks", Task)),
+        (int(index), int(count)), init, tuple(getattr(arguments, "tasks", Task)), tuple(arguments.only),
     )  # fmt: skip
 
 

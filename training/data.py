@@ -229,6 +229,26 @@ class Corpus:
         return self.cut(places.to(self.pixels[0].device), px)
 
 
+def draw_fade(shape: tuple[int, ...], share: float, random: np.random.Generator) -> np.ndarray:
+    """How photos of `shape` lose their colours, (..., 2): which channel takes the place of all three, and by
+    how many percent; 0 for most, for about `share` of them more, and 100 for half of these.
+    """
+    percent = (100 * random.uniform(0.0, 2.0, shape)).clip(max=100).astype(int)
+    percent[random.random(shape) >= share] = 0
+    return np.stack((random.integers(0, 3, shape), percent), -1)
+
+
+def fade(images: Tensor, drawn: Tensor) -> Tensor:
+    """Photos (B, 3, H, W) as black and white film shows them, or old ones in faded colours; `drawn` (B, 2) is
+    as in `draw_fade`.
+
+    One channel stands for all three, or is mixed into them: a mean of three would weaken the noise.
+    """
+    channel, percent = drawn.unbind(1)
+    grey = images[torch.arange(len(images), device=images.device), channel].unsqueeze(1)    # (B, 1, H, W)
+    return torch.lerp(images, grey.expand_as(images), (percent.to(images) / 100)[:, None, None, None])
+
+
 def _to_tensor(pixels: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], channels-last in memory."""
     return pixels.permute(0, 3, 1, 2).float() / 255

@@ -101,6 +101,18 @@ def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> Fitted
     return FittedTree(tree, leaf, {"merged_leaves": merged, **_report(corpus, e, means, rows, leaf, seed)})
 
 
+def leaf_of(corpus: Corpus, e: Tensor, tree: DegradationTree) -> np.ndarray:
+    """The leaf (recipes,) of each of the corpus' recipes in a finished tree, by the rows' DRs e (N, D): the
+    nearest of those that know the recipe's tasks, or of all where none does.
+    """
+    means = recipe_means(e, corpus.recipe, len(corpus.entries))
+    tasks = [frozenset(map(Task, entry.tasks)) for entry in corpus.entries]
+    known = [[own in sets for sets in tree.task_sets] for own in tasks]
+    allowed = torch.tensor(known)                                               # (recipes, leaves)
+    distance = torch.cdist(torch.from_numpy(means).float(), tree.centers[-1])
+    return distance.masked_fill(~allowed & allowed.any(1, keepdim=True), torch.inf).argmin(1).numpy()
+
+
 def merge_small(
     leaf: np.ndarray, means: np.ndarray, rows: np.ndarray, minimum: int, sibling: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:

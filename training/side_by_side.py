@@ -26,8 +26,8 @@ UNRECORDED = 3                              # first steps of a lane, which choos
 
 
 class Lane:
-    """One expert in training. `loss_at(parameters, places)` is its loss on windows (B, 4) of a corpus, and
-    `places_of(chunk)` draws those of `CHUNK` steps: (CHUNK, B, 4).
+    """One expert in training. `loss_at(parameters, places)` is its loss on windows (B, P) of a corpus, and
+    `places_of(chunk)` draws those of `CHUNK` steps: (CHUNK, B, P).
 
     Starts from the module's weights, or from `state` where that file holds a begun or finished training;
     raises ValueError when it belongs to other shapes.

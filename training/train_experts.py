@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
-from training.data import Corpus
+from training.data import Corpus, draw_fade, fade
 from training.loop import Budget, Progress, half_precision, train
 from training.side_by_side import CHUNK, Lane, train_together
 from unirestorer.config import ExpertsConfig, NetworkConfig
@@ -86,12 +86,28 @@ def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> T
     return F.l1_loss(restored.float(), hq)
 
 
+def kept_loss(
+    network: Callable[[Tensor], Tensor], earlier: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor,
+    faded: Tensor, keep: float,
+) -> Tensor:  # fmt: skip
+    """`pixel_loss`, but what is not `faded` (B,) is compared with what the `earlier` expert made of it, and
+    weighs `keep`: that expert's skill in colour cost more steps than it now gets.
+    """
+    with torch.no_grad(), half_precision(lq.device):
+        known = earlier(lq).float()
+    faded = faded[:, None, None, None]
+    with half_precision(lq.device):
+        restored = network(lq)
+    error = (restored.float() - torch.where(faded, hq, known)).abs()
+    return torch.where(faded, error, keep * error).mean()
+
+
 def draws(
     corpus: Corpus, rows: np.ndarray, clean: np.ndarray, config: ExpertsConfig, seed: tuple[int, ...]
 ) -> Callable[[int], np.ndarray]:
-    """Chunk number -> places (CHUNK, B, 4) of the windows of its steps.
+    """Chunk number -> places (CHUNK, B, 6) of the windows of its steps: see `Corpus.draw`, then `draw_fade`.
 
-    A share of every batch is undegraded, so that clean photos stay clean.
+    A share of every batch is undegraded, so that clean photos stay clean; a share is in black and white.
     """
 
     @functools.lru_cache(maxsize=1)
@@ -102,7 +118,8 @@ def draws(
         if len(clean):
             undegraded = random.random(size) < config.clean_share
             picked = np.where(undegraded, clean[random.integers(len(clean), size=size)], picked)
-        return corpus.draw(picked, config.patch_px, random)
+        where = corpus.draw(picked, config.patch_px, random)
+        return np.concatenate((where, draw_fade(size, config.grey_share, random)), -1)
 
     return places
 
@@ -155,9 +172,11 @@ class Trainer:
         module, forward, start = self.network(shape)
         module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
 
+        earlier = self._earlier(shape, origin)
+
         def loss_at(step: int) -> Tensor:
             chunk, number = divmod(step, CHUNK)
-            return pixel_loss(forward, *self._cut(torch.from_numpy(places(chunk)[number]).to(self.device)))
+            return self._loss(forward, earlier, torch.from_numpy(places(chunk)[number]).to(self.device))
 
         writer = SummaryWriter(str(self.work / "tensorboard"))
         progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
@@ -177,7 +196,7 @@ class Trainer:
             template, _, start = self.network(shape)
             module = copy.deepcopy(template)
             module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
-            loss_at = functools.partial(self._loss, self.functional(shape))
+            loss_at = functools.partial(self._loss_of, self.functional(shape), self._earlier(shape, origin))
             lanes.append(Lane(node.name, module, loss_at, places, budget, state))
             shapes.append(shape)
         train_together(f"experts {nodes[0].name} to {nodes[-1].name}", lanes)
@@ -196,15 +215,29 @@ class Trainer:
             self.by_weights[shape] = torch.compile(forward) if self.compile else forward
         return self.by_weights[shape]
 
-    def _loss(
-        self, forward: Callable[[dict[str, Tensor], Tensor], Tensor], parameters: dict[str, Tensor],
-        places: Tensor,
-    ) -> Tensor:  # fmt: skip
-        return pixel_loss(functools.partial(forward, parameters), *self._cut(places))
+    def _earlier(
+        self, shape: NetworkConfig, origin: Origin | None
+    ) -> Callable[[Tensor], Tensor] | None:
+        """The expert that `experts.keep` stays with: the origin, where it has the shape."""
+        if not self.config.keep or origin is None or not same_weights(origin[0], shape):
+            return None
+        weights = {key: value.to(self.device) for key, value in origin[1].items()}
+        return functools.partial(self.functional(shape), weights)
 
-    def _cut(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        lq, hq = self.corpus.cut(places, self.config.patch_px)
-        return lq.to(self.device), hq.to(self.device)
+    def _loss_of(
+        self, forward: Callable[[dict[str, Tensor], Tensor], Tensor],
+        earlier: Callable[[Tensor], Tensor] | None, parameters: dict[str, Tensor], places: Tensor,
+    ) -> Tensor:  # fmt: skip
+        return self._loss(functools.partial(forward, parameters), earlier, places)
+
+    def _loss(
+        self, network: Callable[[Tensor], Tensor], earlier: Callable[[Tensor], Tensor] | None, places: Tensor
+    ) -> Tensor:
+        where, drawn = places[:, :4], places[:, 4:]
+        lq, hq = (fade(x.to(self.device), drawn) for x in self.corpus.cut(where, self.config.patch_px))
+        if earlier is None:
+            return pixel_loss(network, lq, hq)
+        return kept_loss(network, earlier, lq, hq, drawn[:, 1] > 0, self.config.keep)
 
     def _plan(
         self, node: Node, origin: Origin | None

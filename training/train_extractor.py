@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data import Corpus
+from training.data import Corpus, draw_fade, fade
 from training.loop import Budget, half_precision, train
 from unirestorer.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
@@ -108,20 +108,6 @@ def balanced_rows(corpus: Corpus, clean_share: float) -> tuple[list[np.ndarray],
     return [np.array(groups[kind]) for kind in kinds], share / share.sum()
 
 
-def fade(crops: Tensor, share: float, random: np.random.Generator) -> Tensor:
-    """About `share` of the crops (B, 3, H, W) as a photo in black and white shows them, or an old one in
-    faded colours.
-
-    One channel stands for all three, or is mixed into them: a mean of three would weaken the noise.
-    """
-    count = len(crops)
-    strength = np.where(random.random(count) < share, random.uniform(0.0, 2.0, count).clip(max=1.0), 0.0)
-    channel = torch.from_numpy(random.integers(0, 3, count)).to(crops.device)
-    grey = crops[torch.arange(count, device=crops.device), channel].unsqueeze(1)        # (B, 1, H, W)
-    weight = torch.from_numpy(strength).to(crops)[:, None, None, None]
-    return torch.lerp(crops, grey.expand_as(crops), weight)
-
-
 def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Tensor) -> None:
     """Start `model` where the finished extractor `old` stood.
 
@@ -192,8 +178,9 @@ def train_extractor(
             used, caption = caption.unique(return_inverse=True)
         if teacher is not None:
             model.image.eval()
+        drawn = torch.from_numpy(draw_fade((config.batch,), config.grey_share, random)).to(device)
         with half_precision(device):
-            features = F.normalize(image(fade(crops, config.grey_share, random)).float(), dim=-1)
+            features = F.normalize(image(fade(crops, drawn)).float(), dim=-1)
             texts = model.text_features(tokens[used])
         loss = contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)
         if teacher is not None:

@@ -118,6 +118,8 @@ class ExpertsConfig:
     patch_px: int = 64
     lr: tuple[float, ...] = (1e-3, 5e-4, 3e-4)
     clean_share: float = 0.12  # share of undegraded patches in every batch
+    grey_share: float = 0.1  # share of patches shown in black and white or faded
+    keep: float = 0.0  # for an expert trained on: weight of its earlier answers, which patches in colour keep
     ema: float = 0.999  # decay of the moving average of the weights
 
 
