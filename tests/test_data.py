@@ -12,7 +12,17 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from training import data
-from training.data import Corpus, Photos, at_least, draw_plan, find_photos, ordered_map, render_row
+from training.data import (
+    Corpus,
+    Photos,
+    at_least,
+    draw_fade,
+    draw_plan,
+    fade,
+    find_photos,
+    ordered_map,
+    render_row,
+)
 from training.draw import draw_photo
 from unirestorer.config import CorpusConfig
 from unirestorer.degradation import Recipe
@@ -334,6 +344,24 @@ def test_batches_hold_matching_windows(corpus: Corpus, px: int) -> None:
             pairs += 1
             assert torch.equal((hq[i] * 255).round() // 2, (lq[i] * 255).round())
     assert pairs > 3
+
+
+def test_photos_fade_to_one_channel_or_towards_it() -> None:
+    x = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def faded_by(share: float) -> torch.Tensor:
+        return fade(x, torch.from_numpy(draw_fade((400,), share, np.random.default_rng(0))))
+
+    assert torch.equal(faded_by(0.0), x)
+    faded = faded_by(0.5)
+    changed = (faded != x).flatten(1).any(1)
+    grey = (faded == faded[:, :1]).flatten(1).all(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    assert 0.15 < grey.float().mean() < 0.35, "half of them in black and white"
+    one = (faded[:, :1, None] == x[:, None]).flatten(3).all(3)[:, 0].any(1)
+    assert one[grey].all(), "the grey is a channel of the photo, not a mean"
+    kept = (faded == x).flatten(2).all(2).any(1)
+    assert kept.all(), "the channel that the others fade to stays"
 
 
 def test_a_batch_is_a_function_of_its_generator(corpus: Corpus) -> None:

@@ -127,7 +127,7 @@ SEVEN = DegradationTree(  # a leaf per task
     tuple({frozenset({task}): 9} for task in Task),
     (("everything",), tuple("abcdefg"), tuple("abcdefg")),
 )
-SMALL = RoutersConfig(recipes=2, photos_per_recipe=2, trained_photos_per_recipe=1, crop_px=48)
+SMALL = RoutersConfig(recipes=2, photos_per_recipe=2, trained_photos_per_recipe=1, crop_px=48, grey_share=0.0)
 
 
 def test_rows_of_held_out_photos_are_whole_and_clean_ones_go_round(tmp_path: Path) -> None:
@@ -168,6 +168,29 @@ def test_another_plan_is_never_taken_from_kept_blocks(tmp_path: Path) -> None:
     plan, _ = draw_rows(photos, trained, SMALL, "single", 0)
     changed = [*plan[:-1], replace(plan[-1], photo="another.png")]
     assert len({plan_key(plan, 48), plan_key(plan, 96), plan_key(changed, 48)}) == 3
+
+
+def test_a_share_of_the_photos_is_in_black_and_white(tmp_path: Path) -> None:
+    folder = draw_photos(tmp_path / "photos", seed=0)
+    photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
+    faded, cpu = replace(SMALL, grey_share=0.6), torch.device("cpu")
+    extractor = Extractor(preset("tiny").extractor, ("a clean photo",)).eval()
+    coloured, grey = (
+        embed(extractor, SEVEN, photos, trained, config, "single", 0, tmp_path / "work", cpu)
+        for config in (SMALL, faded)
+    )
+    plan, held = draw_rows(photos, trained, faded, "single", seed=0)
+    same, _ = draw_rows(photos, trained, SMALL, "single", seed=0)
+    assert [replace(row, fade=(0, 0)) for row in plan] == [replace(row, fade=(0, 0)) for row in same]
+    black_and_white = [i for i, row in enumerate(plan) if row.fade[1] == 100]
+    assert 0.1 < len(black_and_white) / len(plan) < 0.5 and held
+    for i, row in enumerate(plan):
+        kept = row.fade[0]
+        for old, new in ((coloured.lq[i], grey.lq[i]), (coloured.hq[i], grey.hq[i])):
+            np.testing.assert_array_equal(new[..., kept], old[..., kept])
+            if row.fade[1] == 100:
+                assert (new == new[..., :1]).all()
+        assert torch.equal(coloured.e[i], grey.e[i]) == (row.fade[1] == 0)
 
 
 def test_real_pairs_are_learned_from(tmp_path: Path) -> None:

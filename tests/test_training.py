@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training import train_experts
 from training.__main__ import main, make_run, parse
 from training.ablate import subtree
 from training.compare_shapes import SHAPES
-from training.data import Corpus, Entry, Row, find_photos
+from training.data import Corpus, Entry, Row, fade, find_photos
 from training.draw import draw_photos
 from training.evaluate import longer_bank
 from training.tables import ablation, overhead, shapes
-from training.train_experts import nodes_of
-from training.train_extractor import balanced_rows, fade, report
+from training.train_experts import Trainer, draws, nodes_of
+from training.train_extractor import balanced_rows, report
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.config import CorpusConfig, preset
 from unirestorer.extractor import Extractor
@@ -153,18 +156,90 @@ def test_an_extractor_that_keeps_its_drs_keeps_its_normalisation(trained: Path, 
     assert not torch.equal(new["tower.tower.conv1.0.weight"], old["tower.tower.conv1.0.weight"])
 
 
-def test_crops_fade_to_one_channel_or_towards_it() -> None:
-    x = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(fade(x, 0.0, np.random.default_rng(0)), x)
-    faded = fade(x, 0.5, np.random.default_rng(0))
-    changed = (faded != x).flatten(1).any(1)
-    grey = (faded == faded[:, :1]).flatten(1).all(1)
-    assert 0.4 < changed.float().mean() < 0.6
-    assert 0.15 < grey.float().mean() < 0.35, "half of them in black and white"
-    one = (faded[:, :1, None] == x[:, None]).flatten(3).all(3)[:, 0].any(1)
-    assert one[grey].all(), "the grey is a channel of the photo, not a mean"
-    kept = (faded == x).flatten(2).all(2).any(1)
-    assert kept.all(), "the channel that the others fade to stays"
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of the trained model, and the words that train its experts on."""
+    out = tmp_path / "on"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("work"))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "corpus").symlink_to(trained / "work" / "corpus")
+    words = ["experts", "--preset", "tiny", "--workers", "1", "--device", "cpu", "--out", str(out)]
+    words += ["--init", str(trained), "--work", str(work), "--data", str(trained / "work" / "drawn")]
+    return out, words
+
+
+def test_some_experts_of_a_model_are_trained_on(trained: Path, copied: tuple[Path, list[str]]) -> None:
+    """--only: those change, all else stays, and the record tells the steps before and after."""
+    out, words = copied
+    assert main([*words, "--only", "1-2", "2-7"]) == 0
+    old, new = Checkpoint(trained).config, Checkpoint(out).config
+    changed = {name for name in old["files"] if old["files"][name] != new["files"][name]}
+    assert changed == {"experts/1-2.safetensors", "experts/2-7.safetensors"}
+    assert old["files"].keys() == new["files"].keys() and verify(out)
+    for name, steps in (("1-2", 3), ("2-7", 2)):
+        before, after = (config["training"]["experts"][name] for config in (old, new))
+        assert after["init_steps"] == before["steps"] and after["steps"] == before["steps"] + steps
+        assert after["init_sha256"] == old["files"][f"experts/{name}.safetensors"]
+    assert new["training"]["experts_on"]["only"] == ["1-2", "2-7"]
+    assert new["training"]["experts"]["settings"] == old["training"]["experts"]["settings"]
+
+
+def test_routers_of_a_model_are_trained_on(trained: Path, copied: tuple[Path, list[str]]) -> None:
+    """With the tree of --init its routers are where training starts; with another they are new."""
+    out, words = copied
+    words[0] = "routers"
+    slow = [w for setting in ("routers.lr=1e-9", "routers.steps=2") for w in ("--set", setting)]
+    assert main([*words, *slow]) == 0
+    old, new = (Checkpoint(folder) for folder in (trained, out))
+    for key, value in old.tensors("router.safetensors").items():
+        torch.testing.assert_close(new.tensors("router.safetensors")[key], value, atol=1e-4, rtol=1e-3)
+    assert new.config["training"]["routers"]["init_sha256"] == old.config["files"]["router.safetensors"]
+    run = make_run(parse([*words, "--set", "routers.hidden=16"]))
+    assert run.old_router(run.checkpoint.tree()) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_an_expert_did_in_colour_is_kept(
+    trained: Path, copied: tuple[Path, list[str]], share: float
+) -> None:
+    """With `keep` it learns from patches in black and white alone; without any it has nothing to learn."""
+    out, words = copied
+    settings = (f"experts.grey_share={share}", "experts.keep=1", "experts.lr=1e-2,1e-2,1e-2")
+    assert main([*words, "--only", "1-2", *(w for s in settings for w in ("--set", s))]) == 0
+    old, new = (load_file(folder / "experts/1-2.safetensors") for folder in (trained, out))
+    same = [torch.allclose(new[key].float(), old[key].float(), atol=1e-4) for key in old]
+    assert all(same) if share == 0 else not any(
+        torch.equal(new[key], old[key]) for key in old if key.endswith("conv1.weight")
+    )
+
+
+def test_lq_and_hq_lose_their_colours_alike(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(train_experts, "pixel_loss", lambda network, lq, hq: seen.append((lq, hq)))
+    words = ["experts", "--preset", "tiny", "--out", str(trained), "--set", "experts.batch=200"]
+    run = make_run(parse(words))
+    config, degraded = replace(run.config.experts, grey_share=0.5), np.flatnonzero(run.corpus.recipe >= 0)
+    trainer = Trainer(run.corpus, config, run.work, 0, run.device, compile=False)
+    places = draws(run.corpus, degraded, trainer.clean, config, (0,))(0)[0]
+    trainer._loss(torch.nn.Identity(), None, torch.from_numpy(places))
+    (lq, hq), (coloured_lq, coloured_hq) = seen[0], run.corpus.cut(torch.from_numpy(places[:, :4]), 32)
+    assert torch.equal(lq, fade(coloured_lq, torch.from_numpy(places[:, 4:])))
+    assert torch.equal(hq, fade(coloured_hq, torch.from_numpy(places[:, 4:])))
+    grey = [(x == x[:, :1]).flatten(1).all(1) for x in (lq, hq)]
+    assert 0.15 < grey[0].float().mean() < 0.35 and grey[1][grey[0]].all()
+
+
+def test_a_finished_trees_leaves_are_found_again(trained: Path, tmp_path: Path) -> None:
+    """Without the stage's own record every recipe goes to the nearest leaf that knows its tasks."""
+    words = ["tree", "--preset", "tiny", "--out", str(trained), "--device", "cpu"]
+    run, again = (make_run(parse([*words, *more])) for more in ([], ["--work", str(tmp_path)]))
+    again.corpus, again.drs = run.corpus, run.drs
+    assert run.leaf_file.is_file() and not again.leaf_file.is_file()
+    assert (again.leaf == run.leaf).mean() > 0.9
+    sets = run.checkpoint.tree().task_sets
+    for entry, leaf in zip(run.corpus.entries, again.leaf, strict=True):
+        assert frozenset(map(Task, entry.tasks)) in sets[leaf]
 
 
 def test_only_experts_of_the_same_kind_of_photo_are_trained_on(trained: Path, tmp_path: Path) -> None:
@@ -315,6 +390,8 @@ def test_windows_of_types_that_the_extractor_never_saw_count_as_missed() -> None
         (["all", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.stepz=3"], "unknown key 'stepz'"),
         (["all", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.batch=many"], "expected int"),
         (["experts", "--preset", "tiny", "--out", "{tmp}/o", "--shard", "3/2"], "--shard"),
+        (["experts", "--preset", "tiny", "--out", "{tmp}/o", "--only", "1-2"], "--only"),
+        (["experts", "--preset", "tiny", "--out", "{tmp}/o", "--set", "experts.keep=1"], "experts.keep"),
         (["tree", "--preset", "tiny", "--out", "{tmp}/o"], "no checkpoint"),
         (["all", "--preset", "tiny", "--out", "{tmp}/o", "--init", "{tmp}/x"], "no checkpoint"),
     ],

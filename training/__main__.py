@@ -34,6 +34,8 @@ from unirestorer.checkpoint import Checkpoint
 from unirestorer.config import Config, CorpusConfig, override, preset, to_dict
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
+from unirestorer.routing import Router
+from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 EXAMPLES = """examples:
@@ -62,7 +64,7 @@ class Run:
     compile: bool
     workers: int
     shard: tuple[int, int] = (1, 1)
-    init: Checkpoint | None = None  # a finished model to start the extractor and the experts from
+    init: Checkpoint | None = None  # a finished model to start from
     tasks: tuple[Task, ...] = tuple(Task)  # that network shapes are compared on
     only: tuple[str, ...] = ()  # experts to train on alone, the others stay
 
@@ -124,10 +126,18 @@ class Run:
         types = level < len(tree.levels) - 1 and tree.setting == "single"
         if self.init is None or not self.init.has(f"experts/{name}.safetensors"):
             return None
-        same = level == 0 or (types and self.init.config["setting"] == "single") or self.same_tree
-        if not same:
+        if not (level == 0 or (types and self.init.config["setting"] == "single") or self.same_tree):
             return None
         return self.init.shape(name), self.init.expert(name).state_dict()
+
+    def old_router(self, tree: DegradationTree) -> Router | None:
+        """Heads and routers of `init` to train on, where they know the tree and have the shape."""
+        if self.init is None or not self.same_tree or not self.init.has("router.safetensors"):
+            return None
+        wanted, config = self.config.routers, self.init.config["routers"]
+        if (config["hidden"], config["layers"]) != (wanted.hidden, wanted.layers):
+            return None
+        return self.init.router(tree).requires_grad_(True)
 
     @property
     def same_tree(self) -> bool:
@@ -192,9 +202,10 @@ def experts_stage(run: Run) -> None:
     types; what belongs to clusters (the leaves, and every level of "mixed" below ALL) is new, unless OUT is a
     copy of that model. Then every expert, or those that --only names, is trained on.
     """
-    if run.only and not run.same_tree:
+    if (run.only or run.config.experts.keep) and not run.same_tree:
         raise ValueError(
-            "--only trains experts of a finished model on: copy its folder to OUT, and name it by --init"
+            "--only and experts.keep train experts of a finished model on: copy its folder to OUT, and name "
+            "it by --init"
         )
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
@@ -235,7 +246,9 @@ def experts_stage(run: Run) -> None:
 
 
 def routers_stage(run: Run) -> None:
-    """Heads and routers; the experts are measured on photos that none of them saw."""
+    """Heads and routers; the experts are measured on photos that none of them saw. With --init, and the tree
+    of that model, its heads and routers are trained on.
+    """
     config, seed = run.config.routers, run.config.seed
     tree = run.checkpoint.tree()
     data = embedded(run)
@@ -247,13 +260,14 @@ def routers_stage(run: Run) -> None:
         tree, lambda number: run.checkpoint.expert(tree.expert_names[number]), data, config, seed,
         run.work / "routers" / f"l1-{hashlib.sha256(about.encode()).hexdigest()[:16]}.npz", run.device,
     )  # fmt: skip
-    router = new_router(tree, run.drs, config, seed)
+    router = run.old_router(tree) or new_router(tree, run.drs, config, seed)
     writer = SummaryWriter(str(run.work / "tensorboard"))
     result = train_routers(router, tree, data, rows, l1, config, seed, writer)
     writer.close()
     say(f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
         f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}")  # fmt: skip
-    checkpoint.add_router(run.out, router, config, run.about(**result))
+    about = run.about(settings=to_dict(config), **run.origin("router.safetensors"), **result)
+    checkpoint.add_router(run.out, router, config, about)
 
 
 def embedded(run: Run) -> Embedded:

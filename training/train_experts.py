@@ -171,7 +171,6 @@ class Trainer:
         shape, budget, places, state = self._plan(node, origin)
         module, forward, start = self.network(shape)
         module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
-
         earlier = self._earlier(shape, origin)
 
         def loss_at(step: int) -> Tensor:
@@ -215,9 +214,7 @@ class Trainer:
             self.by_weights[shape] = torch.compile(forward) if self.compile else forward
         return self.by_weights[shape]
 
-    def _earlier(
-        self, shape: NetworkConfig, origin: Origin | None
-    ) -> Callable[[Tensor], Tensor] | None:
+    def _earlier(self, shape: NetworkConfig, origin: Origin | None) -> Callable[[Tensor], Tensor] | None:
         """The expert that `experts.keep` stays with: the origin, where it has the shape."""
         if not self.config.keep or origin is None or not same_weights(origin[0], shape):
             return None

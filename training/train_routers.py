@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data import Photos, at_least
+from training.data import Photos, at_least, draw_fade, fade
 from training.losses import expected_l1, load_loss, uncertainty_loss
 from unirestorer.config import RoutersConfig
 from unirestorer.degradation import Recipe, draw_recipe
@@ -62,6 +62,7 @@ class Planned:
     whole: bool  # the whole photo, as it is served; otherwise a part of it
     source: str = ""  # a real pair's degraded photo
     task: Task | None = None  # of a real pair
+    fade: tuple[int, int] = (0, 0)  # as `draw_fade` gives it
 
 
 def draw_rows(
@@ -99,7 +100,8 @@ def draw_rows(
     order = random.permutation(len(everyone))
     for i in range(round(CLEAN_SHARE * len(plan))):
         add(-1, everyone[order[i % len(order)]], Recipe((), 0))
-    return plan, held
+    fades = draw_fade((len(plan),), config.grey_share, random).tolist()
+    return [replace(row, fade=tuple(drawn)) for row, drawn in zip(plan, fades, strict=True)], held
 
 
 def embed(
@@ -139,7 +141,7 @@ def embed(
 
 def plan_key(plan: list[Planned], px: int) -> str:
     """16 hex digits that change with any row of the plan."""
-    rows = [[row.number, row.photo, row.recipe.to_dict(), row.whole, row.source] for row in plan]
+    rows = [[row.number, row.photo, row.recipe.to_dict(), row.whole, row.source, row.fade] for row in plan]
     return hashlib.sha256(json.dumps([px, LEAST_PART, rows]).encode()).hexdigest()[:16]
 
 
@@ -176,9 +178,10 @@ def _embed_one(
         both = random_window(both, sides[0], sides[1], place)
     clean = both[:1]
     degraded = both[1:] if row.source else row.recipe.apply(clean, photos.maps)
-    degraded = from_uint8(to_uint8(degraded))  # (1, 3, H, W), as a file holds it
-    e = extractor(degraded.to(device))[0].cpu().numpy()
-    both = random_window(torch.cat((degraded, clean)), px, px, place)
+    both = fade(torch.cat((degraded, clean)), torch.tensor([row.fade, row.fade]))
+    both[:1] = from_uint8(to_uint8(both[:1]))  # as a file holds it
+    e = extractor(both[:1].to(device))[0].cpu().numpy()
+    both = random_window(both, px, px, place)
     return e, to_uint8(both[:1]), to_uint8(both[1:])
 
 

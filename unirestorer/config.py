@@ -133,6 +133,7 @@ class RoutersConfig:
     recipes: int = 90  # recipes per task whose photos make up the heads' training set
     photos_per_recipe: int = 6  # of the routers' own photos
     trained_photos_per_recipe: int = 4  # of the extractor's photos: more scenes for the heads
+    grey_share: float = 0.15  # share of photos shown in black and white or faded
     table_rows: int = 2500  # crops whose l1 under each candidate expert is measured
     crop_px: int = 96  # side of those crops
     candidates: int = 3  # likeliest leaves whose paths are measured
