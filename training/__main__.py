@@ -142,9 +142,11 @@ class Run:
     @property
     def same_tree(self) -> bool:
         """Whether the checkpoint has the tree of `init`: it began as a copy of that model."""
-        file = "tree.safetensors"
-        begun = self.init is not None and (self.out / "config.json").is_file() and self.checkpoint.has(file)
-        return begun and self.checkpoint.config["files"][file] == self.init.config["files"].get(file)
+        if self.init is None or not (self.out / "config.json").is_file():
+            return False
+        models = (self.checkpoint, self.init)
+        mine, theirs = (model.config.get("files", {}).get("tree.safetensors") for model in models)
+        return mine is not None and mine == theirs
 
     def about(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What a stage records of itself."""
