@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from assets.make_curves import UNDEGRADED, curves
 from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
 from training.tables import uncertainty, worst
@@ -96,6 +97,7 @@ def test_figures_agree_with_a_plain_loop(data: Path) -> None:
     assert (figures["n"], figures["seed"], figures["strength"]) == (PHOTOS, case.seed, 50)
     assert figures["type_accuracy"] == figures["leaf_accuracy"] == figures["routing_accuracy"] == 1
     assert figures["regret_db"] == 0
+    assert figures["path_psnr"] == [figures["psnr"][mode] for mode in ("all", "auto", "auto")]
     assert figures["practical_load"] == [0, 0, 1]
     assert figures["expected_load"] == [0, 0.5, 0.5]  # TYPE and DEGREE do the same: they tie
     assert figures["log_e_gran"] == -1.5
@@ -153,6 +155,7 @@ def test_undegraded_and_unseen_photos_have_no_instruction(data: Path) -> None:
         clean["psnr"]["instruction"]
         is clean["psnr"]["oracle"]
         is clean["regret_db"]
+        is clean["path_psnr"]
         is clean["expected_load"]
         is None
     )
@@ -199,9 +202,32 @@ def test_the_meaning_of_e_gran_is_told_per_task() -> None:
     rows = {line.split("|")[1].strip(): line for line in uncertainty(measured)[2:] if line.startswith("|")}
     assert set(rows) == {"task", "---", "denoise", "dehaze", "all"}
     cells = {task: [cell.strip() for cell in row.split("|")[2:-1]] for task, row in rows.items()}
-    assert cells["denoise"] == ["12", "1.00", "1.00", "-1.50", "0.50"]
-    assert cells["dehaze"] == ["12", "", "0.50", "0.00", "0.00"]  # constant: no correlation to speak of
+    assert cells["denoise"] == ["12", "1.00", "1.00", "1.00", "-1.50", "0.50"]
+    assert cells["dehaze"] == ["12", "", "0.50", "0.50", "0.00", "0.00"]  # constant: no correlation to speak of
     assert uncertainty({}) == []
+
+
+def test_curves_show_every_task_from_the_mildest_strength_to_the_strongest() -> None:
+    measured = {
+        case.id: {
+            "strength": case.strength,
+            "psnr": {"input": 20.0, "auto": 21.0 + (case.group == "single-out")},
+            "path_psnr": [18.0, 22.0, 23.0],
+            "practical_load": [0.0, 0.75, 0.25],
+            "log_e_gran": -1.0,
+            "uncertainty": [[-3.0, 0.1], [-1.0, 0.2]],
+        }
+        for case in cases("single-mild", "single-in", "single-out", UNDEGRADED)
+    }
+    lines = curves(measured).data
+    stars = [line for line in lines if line.mode == "markers"]
+    assert len(stars) == len(Task) and all(line.y == (1, 1, 1, 1, 1, 2, 2, 2) for line in stars)
+    assert stars[0].x == ("5", "15", "40", "80", "120", "160", "180", "200")
+    assert [line.y[0] for line in lines[:3]] == [-2, 2, 3]  # ALL, TYPE and DEGREE over the input
+    assert {line.y[0] for line in lines[4:8]} == {25, -1, -3, -2}  # load; e_gran's most, least and mean
+    del measured["single-mild/derain-5"]
+    with pytest.raises(ValueError, match="single-mild/derain-5"):
+        curves(measured)
 
 
 def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> None:

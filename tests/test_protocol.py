@@ -82,8 +82,17 @@ def test_single_strengths_lie_in_their_bands(task: Task) -> None:
     assert all(not low <= strength <= high and far_low <= strength <= far_high for strength in outside)
 
 
+def test_mild_strengths_are_milder_than_all_others() -> None:
+    for task in Task:
+        mild, others = (
+            [c.strength for c in cases(group) if c.tasks == (task,)] for group in ("single-mild", "single-in")
+        )
+        assert len(mild) == 2
+        assert min(mild) > max(others) if task is Task.DEJPEG else max(mild) < min(others)
+
+
 def test_recipes_have_the_cases_strengths() -> None:
-    for case in cases("single-in", "single-out", "single-extra"):
+    for case in cases("single-in", "single-out", "single-mild", "single-extra"):
         for variant in range(4):
             (step,) = variant_steps(case, variant)
             assert (step.task, step.strength) == (case.tasks[0], pytest.approx(case.strength))

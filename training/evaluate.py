@@ -213,6 +213,7 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
     scores: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
     expected, practical = np.zeros(tree.levels), np.zeros(tree.levels)
     regret, hits, own, types = [], [], [], []
+    paths: list[list[float]] = []
     for photo in photos:
         clean = from_uint8(photo.clean)
         chosen: dict[str, int] = {"all": ALL_EXPERT, "auto": int(photo.auto.expert)}
@@ -225,6 +226,7 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
             path = tree.expert_table[photo.own_leaf].tolist()
             chosen["oracle"] = max(path, key=lambda expert: photo.psnr[expert])
             best = photo.psnr[chosen["oracle"]]
+            paths.append([photo.psnr[expert] for expert in path])
             tied = [level for level, expert in enumerate(path) if photo.psnr[expert] >= best - TIE_DB]
             expected[tied] += 1 / len(tied)
             regret.append(best - photo.psnr[chosen["auto"]])
@@ -248,6 +250,7 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
         "leaf_accuracy": _mean(own),
         "routing_accuracy": _mean(hits),
         "regret_db": _mean(regret),
+        "path_psnr": [_mean(level) for level in zip(*paths, strict=True)] or None,  # ALL first
         "practical_load": [round(float(share), 4) for share in practical / max(practical.sum(), 1)],
         "expected_load": [round(float(share), 4) for share in expected / expected.sum()] if regret else None,
         "log_e_gran": _mean([_log_e_gran(photo) for photo in photos]),

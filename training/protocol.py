@@ -1,5 +1,5 @@
 """What every table measures: fixed in `protocol.json` and rendered photo by photo. All was fixed before
-anything was trained, but for the photos in black and white, which came later.
+anything was trained, but for the photos in black and white and the mild strengths, which came later.
 
 A case is one line of a table: a degradation at one strength, a mixed setting, a second generator, an unseen
 type, real pairs, undegraded photos, or photos in black and white. Its seed follows from its name and the
@@ -34,7 +34,7 @@ from unirestorer.types import Task
 
 PROTOCOL_FILE = Path(__file__).with_name("protocol.json")
 GROUPS = (
-    *("single-in", "single-out", "single-extra", "mixed-in", "mixed-out"),
+    *("single-mild", "single-in", "single-out", "single-extra", "mixed-in", "mixed-out"),
     *("second-in", "second-out", "unseen", "real", "clean", "grey"),
 )
 HELD_BACK_LAYERS = "held-back layers"  # stands for the folder that `samples` is given as `layers`
@@ -98,8 +98,8 @@ def cases(*wanted: str) -> list[Case]:
 
 def _all_cases() -> Iterator[Case]:
     data = protocol()
-    for part in ("in", "out", "extra"):
-        band: Band = "out" if part == "out" else "in"
+    for part in ("mild", "in", "out", "extra"):
+        band: Band | None = {"mild": None, "out": "out"}.get(part, "in")
         for task, strengths in data["single"][part].items():
             for strength in strengths:
                 yield _case(

@@ -26,6 +26,7 @@ BEGIN, END = "<!-- results of {} -->", "<!-- end of results of {} -->"  # with a
 GROUPS = {
     "single-in": "One degradation, strengths that were trained",
     "single-out": "One degradation, beyond the trained strengths",
+    "single-mild": "One degradation, weaker than any above",
     "single-extra": "All photos of CBSD68, at the strengths of the paper's table of noise and JPEG",
     "mixed-in": "Several degradations at once, strengths that were trained",
     "mixed-out": "Several degradations at once, beyond the trained strengths",
@@ -77,11 +78,11 @@ def worst(measured: dict[str, Any]) -> list[str]:
 
 
 def routing(measured: dict[str, Any]) -> list[str]:
-    """How auto mode routed photos: per task (the mean over its strengths) or mixture, within and beyond the
-    trained strengths.
+    """How auto mode routed photos: per task (the mean over its strengths) or mixture, below, within
+    and beyond the trained strengths.
     """
     together: dict[str, list[dict[str, Any]]] = {}
-    for group in ("single-in", "single-out", "mixed-in", "mixed-out"):
+    for group in ("single-mild", "single-in", "single-out", "mixed-in", "mixed-out"):
         for case in cases(group):
             if case.id in measured:
                 name = f"{case.name}, {group.partition('-')[2]}"
@@ -91,20 +92,22 @@ def routing(measured: dict[str, Any]) -> list[str]:
         return []
     title = (
         "**Where auto mode sent them** (share of photos; *best expert*: within 0.05 dB of the oracle; "
-        "*load*: ALL / TYPE / DEGREE in percent)"
+        "*load*: ALL / TYPE / DEGREE in percent; *path*: PSNR of these three on the way to the own leaf)"
     )
-    head = ["photos", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load"]
+    head = ["photos", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load", "path"]
     return [title, "", *table(head, rows), ""]
 
 
 def _routed(found: list[dict[str, Any]]) -> list[str]:
     known = [[case[key] for case in found if case[key] is not None] for key in SHARES]
-    loads = [
-        " / ".join(f"{100 * mean(level):.0f}" for level in zip(*(case[key] for case in found), strict=True))
-        for key in ("practical_load", "expected_load")
-    ]
+    levels = [
+        " / ".join(
+            f"{scale * mean(level):.{digits}f}" for level in zip(*(case[key] for case in found), strict=True)
+        ) if all(key in case for case in found) else ""     # older figures lack the path's
+        for key, scale, digits in (("practical_load", 100, 0), ("expected_load", 100, 0), ("path_psnr", 1, 2))
+    ]  # fmt: skip
     shares = (f"{mean(values):.0%}" if values else "" for values in known)  # a mixture has no one type
-    return [*shares, f"{mean(case['regret_db'] for case in found):.2f}", *loads]
+    return [*shares, f"{mean(case['regret_db'] for case in found):.2f}", *levels]
 
 
 def uncertainty(measured: dict[str, Any]) -> list[str]:
@@ -127,19 +130,20 @@ def uncertainty(measured: dict[str, Any]) -> list[str]:
     rows.append(["all", *_meaning(pooled)])
     title = (
         "**What e_gran says** (*error*: Spearman correlation of log e_gran with the estimate's true error; "
-        "*beyond*: area under the ROC curve of photos beyond the trained strengths against those within; "
-        "*mean*: of log e_gran)"
+        "*beyond*: area under the ROC curve of photos beyond the trained strengths against those within, and "
+        "what the true error itself would reach there; *mean*: of log e_gran)"
     )
-    return [title, "", *table(["task", "photos", "error", "beyond", "mean within", "mean beyond"], rows), ""]
+    head = ["task", "photos", "error", "beyond", "true error beyond", "mean within", "mean beyond"]
+    return [title, "", *table(head, rows), ""]
 
 
 def _meaning(pairs: dict[str, list[list[float]]]) -> list[str]:
     gran, error = zip(*pairs["in"], *pairs["out"], strict=True)
     beyond = [0] * len(pairs["in"]) + [1] * len(pairs["out"])
     rank = f"{spearmanr(gran, error)[0]:.2f}" if min(len(set(gran)), len(set(error))) > 1 else ""
-    area = float(roc_auc_score(beyond, gran))
+    areas = (float(roc_auc_score(beyond, score)) for score in (gran, error))
     means = (mean(gran for gran, _ in found) for found in pairs.values())
-    return [str(len(gran)), rank, f"{area:.2f}", *(f"{value:.2f}" for value in means)]
+    return [str(len(gran)), rank, *(f"{value:.2f}" for value in (*areas, *means))]
 
 
 def overhead(measured: dict[str, Any] | None) -> list[str]:

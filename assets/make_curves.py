@@ -1,0 +1,137 @@
+"""Draws checkpoints/single/curves.png from the figures of `python -m training evaluate`: what becomes of each
+degradation from almost none to strengths beyond the training.
+
+    python -m assets.make_curves [CHECKPOINT]
+
+Needs the groups single-mild, single-in, single-out and clean; takes the picture in Chromium.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import plotly.graph_objects as go
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from plotly.subplots import make_subplots
+
+from assets.make_screenshot import FLAGS
+from training.evaluate import KEY
+from training.protocol import cases
+from unirestorer.checkpoint import find_checkpoint
+from unirestorer.demo.theme import TASK_COLOURS
+from unirestorer.demo.words import TASK_WORDS
+from unirestorer.types import Task
+
+GROUPS = ("single-mild", "single-in", "single-out")     # weakest strength first
+UNDEGRADED = "clean/cbsd68"
+LEVELS = (("ALL", "dot"), ("TYPE", "dash"), ("DEGREE", "solid"))
+COLUMNS, SIZE = 4, (1500, 1300)
+GREY, INK, BAND = "#64748b", "#0f172a", "rgba(100,116,139,0.25)"
+KEY_LINES = (
+    "shaded: strengths beyond the training",
+    "log e_gran: mean and range;",
+    "dotted: undegraded photos' mean",
+)
+LOWEST_DB = -5.0                                        # ALL ruins photos that are almost clean
+
+
+def curves(measured: dict[str, Any]) -> go.Figure:
+    """For each task, by strength: gain over the input (dB), load of the finest level (%) and log e_gran.
+
+    `measured` holds the cases of a metrics.json. Raises ValueError when one is missing.
+    """
+    for case in cases(*GROUPS, UNDEGRADED):
+        if "path_psnr" not in measured.get(case.id, {}):
+            raise ValueError(f"{case.id}: not in metrics.json, measure it with `training evaluate` first")
+    heights = [0.25, 0.1, 0.14]
+    figure = make_subplots(7, COLUMNS, vertical_spacing=0.02, horizontal_spacing=0.045,
+                           row_heights=[*heights, 0.02, *heights])  # fmt: skip
+    for number, task in enumerate(Task):
+        found = [measured[case.id] for case in cases(*GROUPS) if case.tasks == (task,)]
+        x = [f"{case['strength']:g}" for case in found]
+        for row, lines in enumerate((_gain(task, found), _load(found), _uncertainty(found))):
+            place = {"row": 1 + row + 4 * (number // COLUMNS), "col": 1 + number % COLUMNS}
+            for line in lines:
+                figure.add_scatter(x=x, **line, showlegend=number == 0 and "name" in line, **place)
+            beyond = sum(case.tasks == (task,) for case in cases(*GROUPS[:2])) - 0.5
+            figure.add_vrect(x0=beyond, x1=len(x) - 0.5, fillcolor=BAND, line_width=0, layer="below", **place)
+            figure.update_xaxes(type="category", showticklabels=row == 2, range=[-0.5, len(x) - 0.5], **place)
+            if row == 0:
+                figure.update_xaxes(title={"text": f"<b>{TASK_WORDS[task]}</b>"}, side="top", **place)
+                figure.update_yaxes(range=[LOWEST_DB, 1 + max(max(line["y"]) for line in lines)], **place)
+            elif row == 1:
+                figure.update_yaxes(range=[-8, 108], tickvals=[0, 50, 100], **place)
+            else:
+                figure.update_yaxes(range=[-6.3, 0.3], **place)
+                figure.add_hline(y=measured[UNDEGRADED]["log_e_gran"],
+                                 line={"color": GREY, "dash": "dot"}, **place)  # fmt: skip
+            if number % COLUMNS == 0:
+                title = ("gain (dB)", "finest level (%)", "log e_gran")[row]
+                figure.update_yaxes(title=title, **place)
+    figure.add_annotation(
+        text="<br>".join(KEY_LINES), x=0.785, y=0.31, xref="paper", yref="paper", xanchor="left",
+        yanchor="top", align="left", showarrow=False,
+    )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", width=SIZE[0], height=SIZE[1], font={"size": 15, "color": INK},
+        margin={"l": 60, "r": 15, "t": 50, "b": 40},
+        legend={"x": 0.775, "y": 0.44, "yanchor": "top", "font": {"size": 16}},
+    )  # fmt: skip
+    return figure
+
+
+def _gain(task: Task, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    given = [case["psnr"]["input"] for case in found]
+    lines: list[dict[str, Any]] = [
+        {"y": [case["path_psnr"][level] - before for case, before in zip(found, given, strict=True)],
+         "name": f"{name} on the photo's own path", "mode": "lines",
+         "line": {"color": TASK_COLOURS[task] if level else GREY, "dash": dash, "width": 2.5}}
+        for level, (name, dash) in enumerate(LEVELS)
+    ]  # fmt: skip
+    stars = [case["psnr"]["auto"] - before for case, before in zip(found, given, strict=True)]
+    look = {"symbol": "star", "size": 11, "color": INK}
+    return [*lines, {"y": stars, "name": "auto mode, mean of the photos", "mode": "markers", "marker": look}]
+
+
+def _load(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shares = [100 * case["practical_load"][-1] for case in found]
+    return [{"y": shares, "mode": "lines+markers", "line": {"color": INK, "width": 2}}]
+
+
+def _uncertainty(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    said = [[log_e_gran for log_e_gran, _ in case["uncertainty"]] for case in found]
+    hidden = {"mode": "lines", "line": {"width": 0}}
+    return [
+        {"y": [max(photos) for photos in said], **hidden},
+        {"y": [min(photos) for photos in said], **hidden, "fill": "tonexty", "fillcolor": BAND},
+        {"y": [mean(photos) for photos in said], "mode": "lines", "line": {"color": INK, "width": 2.5}},
+    ]
+
+
+def take(figure: go.Figure, target: Path) -> None:
+    """A PNG of the figure."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
+        page.set_content(f'<body style="margin:0">{figure.to_html(full_html=False)}</body>')
+        page.wait_for_selector(".scatterlayer .trace")
+        page.screenshot(path=target)
+        browser.close()
+    Image.open(target).convert("P", palette=Image.Palette.ADAPTIVE).save(target, optimize=True)
+    print(f"{target}: {target.stat().st_size // 1024} KiB")
+
+
+def main() -> None:
+    folder = find_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "single")
+    measured = json.loads((folder / "metrics.json").read_text())[KEY]["cases"]
+    take(curves(measured), folder / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
