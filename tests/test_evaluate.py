@@ -13,7 +13,7 @@ from torch import Tensor
 from assets.make_curves import UNDEGRADED, curves
 from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
-from training.tables import uncertainty, worst
+from training.tables import results, uncertainty, worst
 from unirestorer.experts import CPU, ExpertBank
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim
@@ -203,7 +203,7 @@ def test_the_meaning_of_e_gran_is_told_per_task() -> None:
     assert set(rows) == {"task", "---", "denoise", "dehaze", "all"}
     cells = {task: [cell.strip() for cell in row.split("|")[2:-1]] for task, row in rows.items()}
     assert cells["denoise"] == ["12", "1.00", "1.00", "1.00", "-1.50", "0.50"]
-    assert cells["dehaze"] == ["12", "", "0.50", "0.50", "0.00", "0.00"]  # constant: no correlation to speak of
+    assert cells["dehaze"] == ["12", "", "0.50", "0.50", "0.00", "0.00"]  # constant: no correlation
     assert uncertainty({}) == []
 
 
@@ -247,6 +247,22 @@ def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> No
     assert f"{mean:.2f} / " in row.split("|")[5]
     assert "average" not in markdown(result, ["clean/cbsd68"])
     assert "| average |" in markdown(result, ["single-in/denoise-15", "single-in/denoise-25"])
+
+
+def test_results_begin_with_averages_and_fold_the_rest(data: Path) -> None:
+    measured = measure(Model(), data, "single-in", "clean", limit=1)
+    text = results({KEY: measured})
+    glance, _, rest = text.partition("<details>")
+    auto = {case.id: measured["cases"][case.id]["psnr"]["auto"] for case in cases("single-in", "clean")}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in glance.splitlines() if "|" in line]
+    mean = sum(auto[case.id] for case in cases("single-in")) / 21
+    assert rows[2][:2] == ["One degradation, strengths that were trained, average of 7", "21"]
+    assert rows[2][5].startswith(f"{mean:.2f} / ")
+    assert [row[0].partition(": ")[2] for row in rows[3:5]] == ["cbsd68", "sunhays"]
+    assert rows[3][5].startswith(f"{auto['clean/cbsd68']:.2f} / ")
+    assert rest.count("<details>") + 1 == rest.count("</details>") == 3  # two groups and the routing
+    assert "<summary>Where auto mode sent them</summary>" in rest
+    assert results({}) == ""
 
 
 @pytest.mark.parametrize(("groups", "what"), [(["sideways"], "sideways"), (["real/sice"], "sice")])

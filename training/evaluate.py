@@ -387,16 +387,17 @@ def quality_table(found: dict[str, Any], by_id: dict[str, Case]) -> list[str]:
     """PSNR / SSIM by case and mode, and averages over the paper's sets of tasks, as Markdown."""
     modes = [mode for mode in MODES if mode != "longer" or _has_longer(found)]
     head = ["case", "photos", *(HEADS[mode] for mode in modes)]
-    return table(head, _quality_rows(found, by_id, modes))
+    return table(head, quality_rows(found, by_id, modes))
 
 
 def _has_longer(found: dict[str, Any]) -> bool:
     return any(figures["psnr"].get("longer") is not None for figures in found.values())
 
 
-def _quality_rows(
+def quality_rows(
     found: dict[str, Any], by_id: dict[str, Case], modes: Sequence[str]
 ) -> list[list[str]]:
+    """Name, count of photos and PSNR / SSIM of some modes, for each case and then for averages."""
     rows = []
     for id_, figures in found.items():
         cells = [_pair(figures["psnr"].get(mode), figures["ssim"].get(mode)) for mode in modes]

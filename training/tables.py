@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from training import classical
-from training.evaluate import KEY, WORST, quality_table, table
-from training.protocol import cases
+from training.evaluate import HEADS, KEY, MODES, WORST, quality_rows, quality_table, table
+from training.protocol import Case, cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
 from unirestorer.types import Task
@@ -36,31 +36,67 @@ GROUPS = {
     "clean": "Undegraded photos, against themselves",
     "grey": "Photos in black and white",
 }
+EACH = ("real", "clean")  # groups of sets that differ too much for an average
 SHARES = ("type_accuracy", "leaf_accuracy", "routing_accuracy")
 
 
 def results(metrics: dict[str, Any]) -> str:
-    """PSNR / SSIM tables of the measured groups, and where the figures come from."""
+    """All tables of what was measured: an overview, and the others folded behind their titles."""
     measured = metrics.get(KEY, {}).get("cases", {})
     lines = []
     for group, title in GROUPS.items():
-        by_id = {case.id: case for case in cases(group)}
-        found = {name: figures for name, figures in measured.items() if name in by_id}
+        found, by_id = _of_group(measured, group)
         if found:
             lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *quality_table(found, by_id), ""]
-    return "\n".join(
-        [
-            *lines,
-            *worst(measured),
-            *routing(measured),
-            *uncertainty(measured),
-            *classical.markdown(metrics.get("classical")),
-            *overhead(metrics.get("overhead")),
-            *shapes(metrics.get("shapes")),
-            *ablation(metrics.get("ablation-single")),
-            *ablation(metrics.get("ablation-mixed")),
-        ]
-    )
+    folding = [
+        *lines,
+        *routing(measured),
+        *uncertainty(measured),
+        *classical.markdown(metrics.get("classical")),
+        *overhead(metrics.get("overhead")),
+        *shapes(metrics.get("shapes")),
+        *ablation(metrics.get("ablation-single")),
+        *ablation(metrics.get("ablation-mixed")),
+    ]
+    return "\n".join([*overview(measured), *worst(measured), *folded(folding)])
+
+
+def _of_group(measured: dict[str, Any], group: str) -> tuple[dict[str, Any], dict[str, Case]]:
+    by_id = {case.id: case for case in cases(group)}
+    return {name: figures for name, figures in measured.items() if name in by_id}, by_id
+
+
+def overview(measured: dict[str, Any]) -> list[str]:
+    """One line for every group: its widest average; for sets of photos that are no series, each set."""
+    rows = []
+    for group, title in GROUPS.items():
+        found, by_id = _of_group(measured, group)
+        if not found:
+            continue
+        lines = quality_rows(found, by_id, MODES)
+        if group in EACH:
+            rows += [[f"{title}: {name}", *cells] for name, *cells in lines[: len(found)]]
+        else:
+            counts = {name: figures["n"] for name, figures in found.items()}
+            tasked = [count for name, count in counts.items() if by_id[name].tasks]  # an average over tasks
+            rows.append([f"{title}, {lines[-1][0]}", str(sum(tasked or counts.values())), *lines[-1][2:]])
+    if not rows:
+        return []
+    head = ["what", "photos", *(HEADS[mode] for mode in MODES)]
+    return ["**At a glance** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
+
+
+def folded(lines: list[str]) -> list[str]:
+    """Tables (each a title in bold, perhaps with a note, and lines) that open at a click on their titles."""
+    out: list[str] = []
+    for line in lines:
+        if line.startswith("**"):
+            name, _, note = line[2:].partition("**")
+            out += ["</details>", ""] if out else []
+            out += ["<details>", f"<summary>{name}</summary>", "", note.strip()]
+        else:
+            out.append(line)
+    return [*out, "</details>", ""] if out else []
 
 
 def worst(measured: dict[str, Any]) -> list[str]:
