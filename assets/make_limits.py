@@ -1,12 +1,13 @@
-"""Draws checkpoints/single/limits.jpg, where the shipped `single` fails: photos clean, as given, and as auto
-mode leaves them.
+"""Draws the limits.jpg of a shipped checkpoint, where it fails: photos clean, as given, and as auto mode
+leaves them.
 
-    python -m assets.make_limits [FILE]
+    python -m assets.make_limits CHECKPOINT [FILE]
 
 The photos come with scikit-image and scikit-learn; seeds are fixed, so the same weights draw the same sheet.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +17,45 @@ from assets.make_contact_sheet import CAPTION_PX, CELL, GAP_PX, INK, PAPER, SEED
 from unirestorer import UniRestorer
 from unirestorer.checkpoint import LIBRARY_FOLDER
 from unirestorer.degradation import Recipe
-from unirestorer.degradation.steps import GaussianBlur, Haze, Lowlight, MotionBlur, Rain, Step
+from unirestorer.degradation.steps import GaussianBlur, Haze, Lowlight, MotionBlur, Noise, Rain, Snow, Step
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_pil, to_uint8
 from unirestorer.metrics import psnr
 
-ROWS: tuple[tuple[str, str, tuple[Step, ...]], ...] = (
-    ("dark by nature", "rocket.jpg", ()),
-    ("slight darkness", "coffee.png", (Lowlight(gamma=1.3),)),
-    ("blur beyond the training", "astronaut.png", (MotionBlur(length_px=27),)),
-    ("rain and haze at once", "chelsea.png", (Rain(streaks=100), Haze(beta=1.0, airlight=0.9))),
-    ("out of focus, never trained", "china.jpg", (GaussianBlur(15, 2.5, 2.5),)),
-)
+Row = tuple[str, str, tuple[Step, ...]]  # in words, photo, what is done to it
+ROWS: dict[str, tuple[Row, ...]] = {
+    "single": (
+        ("dark by nature", "rocket.jpg", ()),
+        ("slight darkness", "coffee.png", (Lowlight(gamma=1.3),)),
+        ("blur beyond the training", "astronaut.png", (MotionBlur(length_px=27),)),
+        ("rain and haze at once", "chelsea.png", (Rain(streaks=100), Haze(beta=1.0, airlight=0.9))),
+        ("out of focus, never trained", "china.jpg", (GaussianBlur(15, 2.5, 2.5),)),
+    ),
+    "mixed": (
+        ("mild haze alone", "china.jpg", (Haze(beta=0.6, airlight=0.9),)),
+        ("mild haze and rain", "astronaut.png", (Rain(streaks=70), Haze(beta=0.6, airlight=0.9))),
+        ("blur alone", "chelsea.png", (GaussianBlur(15, 2.0, 2.0),)),
+        ("thick haze beyond the training", "china.jpg",
+         (Noise(sigma_8bit=30), Haze(beta=1.9, airlight=0.95))),
+        ("darkness, noise, snow and haze beyond it", "coffee.png",
+         (Lowlight(gamma=2.3), Noise(sigma_8bit=45), Snow(density=1.3), Haze(beta=1.8, airlight=0.9))),
+    ),
+}  # fmt: skip
 
 
-def sheet(model: UniRestorer) -> Image.Image:
-    """All rows under each other, with the chosen expert and the PSNR before and after."""
+def sheet(model: UniRestorer, rows: Sequence[Row]) -> Image.Image:
+    """Some rows under each other, with the chosen expert and the PSNR before and after."""
     width, height = CELL[0] + GAP_PX, CELL[1] + CAPTION_PX + GAP_PX
-    picture = Image.new("RGB", (3 * width + GAP_PX, len(ROWS) * height + GAP_PX), PAPER)
+    picture = Image.new("RGB", (3 * width + GAP_PX, len(rows) * height + GAP_PX), PAPER)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
-    for row, (name, photo, steps) in enumerate(ROWS):
+    for row, (name, photo, steps) in enumerate(rows):
         clean = from_uint8(np.asarray(clean_photo(photo)))
         degraded = from_uint8(to_uint8(Recipe(steps, SEED).apply(clean)))     # as a file holds it
         result = model.restore(degraded)
         words = model.tree.words(int(result.route.expert))
         before, after = (float(psnr(image, clean)[0]) for image in (degraded, result.image))
         given = f"as given, {before:.1f} dB" if steps else "as given, the same"
-        cells = ((clean, name), (degraded, given), (result.image, f"restored as {words}, {after:.1f} dB"))
+        cells = ((clean, name), (degraded, given), (result.image, f"{after:.1f} dB, as {words}"))
         for column, (image, caption) in enumerate(cells):
             left, top = GAP_PX + column * width, GAP_PX + row * height
             draw.text((left, top), caption, INK, font)
@@ -51,8 +64,9 @@ def sheet(model: UniRestorer) -> Image.Image:
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY_FOLDER / "single" / "limits.jpg"
-    picture = sheet(UniRestorer.from_pretrained("single", device="cpu"))
+    name = sys.argv[1]
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else LIBRARY_FOLDER / name / "limits.jpg"
+    picture = sheet(UniRestorer.from_pretrained(name, device="cpu"), ROWS[name])
     atomic_write(
         target, lambda file: picture.save(file, "JPEG", quality=75, subsampling="4:4:4", optimize=True)
     )
