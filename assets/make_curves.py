@@ -46,7 +46,7 @@ def curves(measured: dict[str, Any]) -> go.Figure:
     `measured` holds the cases of a metrics.json. Raises ValueError when one is missing.
     """
     for case in cases(*GROUPS, UNDEGRADED):
-        if "path_psnr" not in measured.get(case.id, {}):
+        if case.id not in measured or (case.tasks and "path_psnr" not in measured[case.id]):
             raise ValueError(f"{case.id}: not in metrics.json, measure it with `training evaluate` first")
     heights = [0.25, 0.1, 0.14]
     figure = make_subplots(7, COLUMNS, vertical_spacing=0.02, horizontal_spacing=0.045,
