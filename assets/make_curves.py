@@ -1,9 +1,11 @@
-"""Draws checkpoints/single/curves.png from the figures of `python -m training evaluate`: what becomes of each
-degradation from almost none to strengths beyond the training.
+"""Draws curves.png of the shipped checkpoints from the figures of `python -m training evaluate`: for `single`
+what becomes of each degradation from almost none to strengths beyond the training, for `mixed` what steps of
+training are worth in experts for clusters and in one for everything.
 
-    python -m assets.make_curves [CHECKPOINT]
+    python -m assets.make_curves single|mixed
 
-Needs the groups single-mild, single-in, single-out and clean; takes the picture in Chromium.
+Needs the groups single-mild, single-in, single-out and clean, or mixed-in and mixed-out with `--longer`;
+takes the picture in Chromium.
 """
 
 import json
@@ -113,12 +115,51 @@ def _uncertainty(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure:
+    """PSNR (dB) of "mixed" by steps of training, the mean of all settings within and beyond the training.
+
+    `experts` holds the steps of each, as config.json does under training.experts.
+    """
+    total, steps = 0, []
+    for level in range(3):
+        total += experts[f"{level}-0"]["steps"]         # all of a level have the same
+        steps.append(total)
+    titles = ("within the trained strengths", "beyond them")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
+    for column, group in enumerate(("mixed-in", "mixed-out"), 1):
+        found = [measured[case.id] for case in cases(group)]
+        path = [mean(case["path_psnr"][level] for case in found) for level in range(3)]
+        of = {mode: mean(case["psnr"][mode] for case in found) for mode in ("longer", "auto", "oracle")}
+        lines = (
+            ("ALL, then the photo's own cluster and finer cluster", steps, path, "lines+markers", "circle"),
+            ("ALL alone", steps[::2], [path[0], of["longer"]], "lines+markers", "square"),
+            ("auto mode", steps[2:], [of["auto"]], "markers", "star"),
+            ("oracle: the best expert of each path", steps[2:], [of["oracle"]], "markers", "diamond"),
+        )
+        for name, x, y, mode, symbol in lines:
+            dash = "dot" if symbol == "square" else "solid"
+            figure.add_scatter(
+                x=x, y=y, name=name, mode=mode, showlegend=column == 1, row=1, col=column,
+                line={"color": INK, "dash": dash, "width": 2.5},
+                marker={"color": INK, "symbol": symbol, "size": 13 if mode == "markers" else 8},
+            )  # fmt: skip
+    figure.update_xaxes(title="steps of training on the way to the expert", rangemode="tozero")
+    figure.update_yaxes(title="PSNR (dB)", col=1)
+    figure.update_layout(
+        template="plotly_white", width=SIZE[0], height=560, font={"size": 15, "color": INK},
+        margin={"l": 60, "r": 15, "t": 40, "b": 60},
+        legend={"orientation": "h", "y": -0.18, "font": {"size": 16}},
+    )  # fmt: skip
+    return figure
+
+
 def take(figure: go.Figure, target: Path) -> None:
     """A PNG of the figure."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
+        size: Any = {side: figure.layout[side] for side in ("width", "height")}
+        page = browser.new_page(viewport=size)
         page.set_content(f'<body style="margin:0">{figure.to_html(full_html=False)}</body>')
         page.wait_for_selector(".scatterlayer .trace")
         page.screenshot(path=target)
@@ -128,9 +169,14 @@ def take(figure: go.Figure, target: Path) -> None:
 
 
 def main() -> None:
-    folder = find_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "single")
+    folder = find_checkpoint(sys.argv[1])
     measured = json.loads((folder / "metrics.json").read_text())[KEY]["cases"]
-    take(curves(measured), folder / "curves.png")
+    if folder.name == "mixed":
+        config = json.loads((folder / "config.json").read_text())
+        figure = steps_curves(measured, config["training"]["experts"])
+    else:
+        figure = curves(measured)
+    take(figure, folder / "curves.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from assets.make_curves import UNDEGRADED, curves
+from assets.make_curves import UNDEGRADED, curves, steps_curves
 from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
 from training.tables import results, uncertainty, worst
@@ -247,6 +247,17 @@ def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> No
     assert f"{mean:.2f} / " in row.split("|")[5]
     assert "average" not in markdown(result, ["clean/cbsd68"])
     assert "| average |" in markdown(result, ["single-in/denoise-15", "single-in/denoise-25"])
+
+
+def test_experts_for_clusters_are_drawn_beside_an_expert_for_everything_of_as_many_steps() -> None:
+    measured = {
+        case.id: {"psnr": {"longer": 22.5, "auto": 22.75, "oracle": 24.0}, "path_psnr": [22.0, 22.25, 23.0]}
+        for case in cases("mixed-in", "mixed-out")
+    }
+    lines = steps_curves(measured, {"0-0": {"steps": 10}, "1-0": {"steps": 20}, "2-0": {"steps": 30}}).data
+    assert [(line.x, line.y) for line in lines[:4]] == [
+        ((10, 30, 60), (22, 22.25, 23)), ((10, 60), (22, 22.5)), ((60,), (22.75,)), ((60,), (24,))
+    ]  # fmt: skip
 
 
 def test_results_begin_with_averages_and_fold_the_rest(data: Path) -> None:
