@@ -96,7 +96,7 @@ def test_figures_agree_with_a_plain_loop(data: Path) -> None:
         )
     assert (figures["n"], figures["seed"], figures["strength"]) == (PHOTOS, case.seed, 50)
     assert figures["type_accuracy"] == figures["leaf_accuracy"] == figures["routing_accuracy"] == 1
-    assert figures["regret_db"] == 0
+    assert figures["regret_db"] == figures["over_finest_db"] == 0
     assert figures["path_psnr"] == [figures["psnr"][mode] for mode in ("all", "auto", "auto")]
     assert figures["practical_load"] == [0, 0, 1]
     assert figures["expected_load"] == [0, 0.5, 0.5]  # TYPE and DEGREE do the same: they tie
@@ -137,6 +137,8 @@ def test_choosing_all_is_counted_at_its_level(data: Path) -> None:
     figures = measure(Model(level=0), data, "single-in/denoise-50")["cases"]["single-in/denoise-50"]
     assert figures["practical_load"] == [1, 0, 0]
     assert figures["psnr"]["auto"] == figures["psnr"]["all"] == figures["psnr"]["input"]
+    finest = figures["path_psnr"][-1]
+    assert figures["over_finest_db"] == pytest.approx(figures["psnr"]["auto"] - finest, abs=1e-3) != 0
 
 
 def test_every_expert_runs_once_per_photo_one_expert_after_another(data: Path) -> None:

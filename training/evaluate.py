@@ -200,8 +200,13 @@ def find_own_leaves(tree: DegradationTree, case: Case, photos: Sequence[Photo]) 
             photo.own_leaf = leaf
 
 
+def _finest(tree: DegradationTree, route: Route) -> int:
+    """The expert that G_d alone would choose: its leaf's own."""
+    return int(tree.expert_table[int(route.leaf), -1])
+
+
 def _experts_for(tree: DegradationTree, photo: Photo) -> set[int]:
-    experts = {ALL_EXPERT, int(photo.auto.expert)}
+    experts = {ALL_EXPERT, int(photo.auto.expert), _finest(tree, photo.auto)}
     if photo.instruction is not None:
         experts.add(int(photo.instruction.expert))
     if photo.own_leaf is not None:
@@ -214,6 +219,7 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
     expected, practical = np.zeros(tree.levels), np.zeros(tree.levels)
     regret, hits, own, types = [], [], [], []
     paths: list[list[float]] = []
+    over_finest = [p.psnr[int(p.auto.expert)] - p.psnr[_finest(tree, p.auto)] for p in photos]
     for photo in photos:
         clean = from_uint8(photo.clean)
         chosen: dict[str, int] = {"all": ALL_EXPERT, "auto": int(photo.auto.expert)}
@@ -250,6 +256,7 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
         "leaf_accuracy": _mean(own),
         "routing_accuracy": _mean(hits),
         "regret_db": _mean(regret),
+        "over_finest_db": _mean(over_finest),  # what G_g gains over G_d alone
         "path_psnr": [_mean(level) for level in zip(*paths, strict=True)] or None,  # ALL first
         "practical_load": [round(float(share), 4) for share in practical / max(practical.sum(), 1)],
         "expected_load": [round(float(share), 4) for share in expected / expected.sum()] if regret else None,

@@ -128,22 +128,24 @@ def routing(measured: dict[str, Any]) -> list[str]:
         return []
     title = (
         "**Where auto mode sent them** (share of photos; *best expert*: within 0.05 dB of the oracle; "
-        "*load*: ALL / TYPE / DEGREE in percent; *path*: PSNR of these three on the way to the own leaf)"
+        "*load*: ALL / TYPE / DEGREE in percent; *path*: PSNR of these three on the way to the own leaf; "
+        "*over finest*: auto mode's PSNR less that of the finest expert of the leaf that it chose)"
     )
-    head = ["photos", "type right", "own leaf", "best expert", "lost (dB)", "load", "oracle's load", "path"]
-    return [title, "", *table(head, rows), ""]
+    head = ["photos", "type right", "own leaf", "best expert", "lost (dB)", "over finest"]
+    return [title, "", *table([*head, "load", "oracle's load", "path"], rows), ""]
 
 
 def _routed(found: list[dict[str, Any]]) -> list[str]:
     known = [[case[key] for case in found if case[key] is not None] for key in SHARES]
-    levels = [
+    shares = (f"{mean(values):.0%}" if values else "" for values in known)  # a mixture has no one type
+    decibels = (f"{mean(case[key] for case in found):.2f}" for key in ("regret_db", "over_finest_db"))
+    levels = (
         " / ".join(
             f"{scale * mean(level):.{digits}f}" for level in zip(*(case[key] for case in found), strict=True)
-        ) if all(key in case for case in found) else ""     # older figures lack the path's
+        )
         for key, scale, digits in (("practical_load", 100, 0), ("expected_load", 100, 0), ("path_psnr", 1, 2))
-    ]  # fmt: skip
-    shares = (f"{mean(values):.0%}" if values else "" for values in known)  # a mixture has no one type
-    return [*shares, f"{mean(case['regret_db'] for case in found):.2f}", *levels]
+    )
+    return [*shares, *decibels, *levels]
 
 
 def uncertainty(measured: dict[str, Any]) -> list[str]:
