@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from assets.make_curves import UNDEGRADED, curves, steps_curves
+from training.curves import UNDEGRADED, curves, steps_curves
 from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
 from training.protocol import cases, samples
 from training.tables import results, uncertainty, worst

@@ -2,7 +2,7 @@
 what becomes of each degradation from almost none to strengths beyond the training, for `mixed` what steps of
 training are worth in experts for clusters and in one for everything.
 
-    python -m assets.make_curves single|mixed
+    python -m training.curves single|mixed
 
 Needs the groups single-mild, single-in, single-out and clean, or mixed-in and mixed-out with `--longer`;
 takes the picture in Chromium.
@@ -57,7 +57,7 @@ def curves(measured: dict[str, Any]) -> go.Figure:
         found = [measured[case.id] for case in cases(*GROUPS) if case.tasks == (task,)]
         x = [f"{case['strength']:g}" for case in found]
         for row, lines in enumerate((_gain(task, found), _load(found), _uncertainty(found))):
-            place = {"row": 1 + row + 4 * (number // COLUMNS), "col": 1 + number % COLUMNS}
+            place: dict[str, Any] = {"row": 1 + row + 4 * (number // COLUMNS), "col": 1 + number % COLUMNS}
             for line in lines:
                 figure.add_scatter(x=x, **line, showlegend=number == 0 and "name" in line, **place)
             beyond = sum(case.tasks == (task,) for case in cases(*GROUPS[:2])) - 0.5
@@ -165,7 +165,7 @@ def take(figure: go.Figure, target: Path) -> None:
         page.screenshot(path=target)
         browser.close()
     Image.open(target).convert("P", palette=Image.Palette.ADAPTIVE).save(target, optimize=True)
-    print(f"{target}: {target.stat().st_size // 1024} KiB")
+    sys.stdout.write(f"{target}: {target.stat().st_size // 1024} KiB\n")
 
 
 def main() -> None:
