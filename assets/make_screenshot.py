@@ -27,9 +27,14 @@ WIDTH = 1000                                # of the animation, in pixels
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
-def open_page(playwright: Playwright, url: str) -> tuple[Browser, Page]:
+def open_browser(playwright: Playwright) -> Browser:
+    """The Chromium that $CHROMIUM names or the machine has."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    return playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+
+
+def open_page(playwright: Playwright, url: str) -> tuple[Browser, Page]:
+    browser = open_browser(playwright)
     page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
     page.set_default_timeout(120_000)
     page.goto(f"{url}/?__theme=light")

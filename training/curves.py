@@ -9,8 +9,6 @@ takes the picture in Chromium.
 """
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from statistics import mean
@@ -21,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-from assets.make_screenshot import FLAGS
+from assets.make_screenshot import open_browser
 from training.evaluate import KEY
 from training.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
@@ -155,9 +153,8 @@ def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure
 
 def take(figure: go.Figure, target: Path) -> None:
     """A PNG of the figure."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = open_browser(playwright)
         size: Any = {side: figure.layout[side] for side in ("width", "height")}
         page = browser.new_page(viewport=size)
         page.set_content(f'<body style="margin:0">{figure.to_html(full_html=False)}</body>')

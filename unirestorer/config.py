@@ -155,8 +155,8 @@ class RoutersConfig:
 class MapConfig:
     """The UMAP of the training DRs that the page draws."""
 
-    points: int = 3000
-    neighbors: int = 15
+    points: int = 1250
+    neighbors: int = 20
 
 
 @dataclass(frozen=True)
