@@ -46,6 +46,8 @@ MODES = ("input", "all", "longer", "auto", "instruction", "oracle")  # "longer" 
 HEADS = {mode: mode for mode in MODES} | {"all": "ALL", "longer": "ALL, longer"}
 TIE_DB = 0.05  # two experts within this PSNR are equally good
 WORST = 5  # photos per case that are named
+# a photo is counted in parts
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 ALL_EXPERT = 0
 LONGER = -1  # in place of an expert's number: ALL trained as long as a leaf and its ancestors together
 AVERAGES: dict[str, tuple[Task, ...]] = {  # as in the paper's Table 1
@@ -105,7 +107,7 @@ def evaluate(
     result["skipped"] = {id_: reason for id_, reason in reasons.items() if reason}
 
     total = sum(min(case.count, limit or case.count) for case in todo)
-    with tqdm(total=total, desc="evaluate", unit="photo", disable=quiet) as bar:
+    with tqdm(total=total, desc="evaluate", unit="photo", bar_format=BAR, disable=quiet) as bar:
         for case in todo:
             bar.set_postfix_str(case.id)
             rendered = samples(case, data_dir, layers=layers, limit=limit)
