@@ -40,7 +40,7 @@ from unirestorer.types import Task
 
 EXAMPLES = """examples:
   python -m training all --preset tiny --out out/tiny            every stage on drawn photos, in two minutes
-  python -m training all --data PHOTOS --out out/single          the shipped model
+  python -m training all --data PHOTOS --out out/single          the shipped model's tree
   python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
   python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
