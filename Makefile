@@ -40,9 +40,10 @@ test: $(VENV)/.stamp-dev browser ## Run the tests, without the slow ones (PYTEST
 test-slow: $(VENV)/.stamp-dev browser ## Run the slow tests alone
 	@CHROMIUM="$(BROWSER)" $(BIN)/python -m pytest -m "slow$(if $(NO_BROWSER), and not browser)" $(PYTEST_ARGS)
 
-lint: $(VENV)/.stamp-dev ## Check style (ruff) and types (pyright)
-	@echo "Checking style with ruff ..."
+lint: $(VENV)/.stamp-dev ## Check style, format (ruff) and types (pyright)
+	@echo "Checking style and format with ruff ..."
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet --diff .
 	@echo "Checking types with pyright ..."
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 

@@ -18,7 +18,7 @@ from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_pil
 from unirestorer.types import Task
 
-CELL, CAPTION_PX, GAP_PX = (336, 224), 22, 6    # width and height of a photo: none is resized after degrading
+CELL, CAPTION_PX, GAP_PX = (336, 224), 22, 6  # width and height of a photo: none is resized after degrading
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 # Task, photo, equation, unit and strengths (mild to severe, those of the protocol).
 ROWS = (

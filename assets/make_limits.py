@@ -35,12 +35,18 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("mild haze alone", "china.jpg", (Haze(beta=0.6, airlight=0.9),)),
         ("mild haze and rain", "astronaut.png", (Rain(streaks=70), Haze(beta=0.6, airlight=0.9))),
         ("blur alone", "chelsea.png", (GaussianBlur(15, 2.0, 2.0),)),
-        ("thick haze beyond the training", "china.jpg",
-         (Noise(sigma_8bit=30), Haze(beta=1.9, airlight=0.95))),
-        ("darkness, noise, snow and haze beyond it", "coffee.png",
-         (Lowlight(gamma=2.3), Noise(sigma_8bit=45), Snow(density=1.3), Haze(beta=1.8, airlight=0.9))),
+        (
+            "thick haze beyond the training",
+            "china.jpg",
+            (Noise(sigma_8bit=30), Haze(beta=1.9, airlight=0.95)),
+        ),
+        (
+            "darkness, noise, snow and haze beyond it",
+            "coffee.png",
+            (Lowlight(gamma=2.3), Noise(sigma_8bit=45), Snow(density=1.3), Haze(beta=1.8, airlight=0.9)),
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def sheet(model: UniRestorer, rows: Sequence[Row]) -> Image.Image:
@@ -50,7 +56,7 @@ def sheet(model: UniRestorer, rows: Sequence[Row]) -> Image.Image:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     for row, (name, photo, steps) in enumerate(rows):
         clean = from_uint8(np.asarray(clean_photo(photo)))
-        degraded = from_uint8(to_uint8(Recipe(steps, SEED).apply(clean)))     # as a file holds it
+        degraded = from_uint8(to_uint8(Recipe(steps, SEED).apply(clean)))  # as a file holds it
         result = model.restore(degraded)
         words = model.tree.words(int(result.route.expert))
         before, after = (float(psnr(image, clean)[0]) for image in (degraded, result.image))

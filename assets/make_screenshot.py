@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
-SIZE = (1440, 1560)                         # tall enough for the whole page
-WIDTH = 1000                                # of the animation, in pixels
+SIZE = (1440, 1560)  # tall enough for the whole page
+WIDTH = 1000  # of the animation, in pixels
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -77,9 +77,14 @@ def take_sweep(page: Page, target: Path) -> None:
         size = (WIDTH, round(frame.height * WIDTH / frame.width))
         frames.append(frame.resize(size, Image.Resampling.LANCZOS))
     frames[0].save(
-        target, save_all=True, append_images=frames[1:], duration=[600] * (len(frames) - 1) + [2500], loop=0,
-        quality=70, method=6,
-    )  # fmt: skip
+        target,
+        save_all=True,
+        append_images=frames[1:],
+        duration=[600] * (len(frames) - 1) + [2500],
+        loop=0,
+        quality=70,
+        method=6,
+    )
     print(f"{target}: {len(frames)} steps, {target.stat().st_size // 1024} KiB")
 
 

@@ -96,8 +96,10 @@ def folder_runs(work: Path, checkpoint: Path, times: int, random: np.random.Gene
         if not ended and any((out / name).stat().st_mtime_ns != stamp for name, stamp in stamps.items()):
             found.append(f"folder run {number}: a finished photo was made again")
         state = "killed" if was_killed else "had ended"
-        say(f"folder run {number + 1}/{times}: {state} after {moment:.1f} s with {len(pictures)} of "
-            f"{len(expected)} photos; then complete")  # fmt: skip
+        say(
+            f"folder run {number + 1}/{times}: {state} after {moment:.1f} s with {len(pictures)} of "
+            f"{len(expected)} photos; then complete"
+        )
     return found
 
 
@@ -136,8 +138,10 @@ def savings(work: Path, checkpoint: Path, times: int, random: np.random.Generato
             parts = 0
             found.append(f"saving {number}: {error}")
         left = len(names - set(whole))
-        say(f"saving {number + 1}/{times}: {half} parts ahead of the config, {left} temporary files; "
-            f"after the same command again {parts} sound parts")  # fmt: skip
+        say(
+            f"saving {number + 1}/{times}: {half} parts ahead of the config, {left} temporary files; "
+            f"after the same command again {parts} sound parts"
+        )
     return found
 
 

@@ -62,8 +62,10 @@ def running(checkpoint: str, replicas: int, threads: int) -> Iterator[str]:
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "unirestorer.deploy.ray_serve", *words, "--port", str(port)],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             deadline = time.monotonic() + START_SECONDS
             while b" replicas of " not in Path(log.name).read_bytes():
@@ -117,14 +119,16 @@ def measure(checkpoint: str, replicas: int, count: int, px: int, rounds: int) ->
     for number, threads in ways.items():
         seconds = statistics.median(total for total, _ in spent[number])
         each = [one for _, photos_ in spent[number] for one in photos_]
-        rows.append({
-            "replicas": number,
-            "threads": threads,
-            "photos_per_second": count / seconds,
-            "median_seconds": statistics.median(each),
-            "core_seconds_per_photo": cores * seconds / count,
-            "core_hours_per_thousand": cores * seconds / count * 1000 / 3600,
-        })  # fmt: skip
+        rows.append(
+            {
+                "replicas": number,
+                "threads": threads,
+                "photos_per_second": count / seconds,
+                "median_seconds": statistics.median(each),
+                "core_seconds_per_photo": cores * seconds / count,
+                "core_hours_per_thousand": cores * seconds / count * 1000 / 3600,
+            }
+        )
     about = {**describe_machine(torch.device("cpu")), "cores": cores}
     return {"checkpoint": checkpoint, "px": px, "photos": count, "rounds": rounds, **about, "rows": rows}
 

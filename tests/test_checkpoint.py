@@ -334,16 +334,8 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-
-
 @pytest.mark.parametrize(
-    "data",
-    [
-        b"text",
-        b"PK\x03\x04",
-        pytest.param(b"", id="empty"),
-        pytest.param(npy(np.zeros(3)), id="npy"),
-    ],
+    "data", [b"text", b"PK\x03\x04", pytest.param(b"", id="empty"), pytest.param(npy(np.zeros(3)), id="npy")]
 )
 def test_what_is_no_map_is_refused(folder: Path, data: bytes) -> None:
     replace_part(folder, "map.npz", data)

@@ -346,9 +346,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["noted", "written", "done"])
-def test_a_killed_run_goes_on(
-    moment: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on(moment: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at the second photo: after its line in the journal, its temporary file, its result."""
     for index in range(4):
         picture(tmp_path / f"in/{index}.png", seed=index)

@@ -17,7 +17,7 @@ from unirestorer.networks import build_network
 from unirestorer.pipeline import UniRestorer
 
 pytestmark = pytest.mark.cuda
-TOLERANCE = 2e-3                            # half a grey level: cuDNN sums in another order, TF32 rounds
+TOLERANCE = 2e-3  # half a grey level: cuDNN sums in another order, TF32 rounds
 
 
 def test_restoring_agrees(tiny_checkpoint: Path) -> None:

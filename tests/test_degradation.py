@@ -458,20 +458,33 @@ def test_every_severity_of_four_hundred_recipes_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (Rain(50.0), "light rain"), (Rain(50.1), "medium rain"), (Rain(100.0), "medium rain"),
-        (Rain(100.1), "heavy rain"), (Rain(60.0, real=True), "real rain"),
-        (Haze(0.99), "light haze"), (Haze(1.0), "thick haze"),
-        (Noise(15.0), "light noise"), (Noise(15.1), "medium noise"), (Noise(35.0), "medium noise"),
+        (Rain(50.0), "light rain"),
+        (Rain(50.1), "medium rain"),
+        (Rain(100.0), "medium rain"),
+        (Rain(100.1), "heavy rain"),
+        (Rain(60.0, real=True), "real rain"),
+        (Haze(0.99), "light haze"),
+        (Haze(1.0), "thick haze"),
+        (Noise(15.0), "light noise"),
+        (Noise(15.1), "medium noise"),
+        (Noise(35.0), "medium noise"),
         (Noise(35.1), "heavy noise"),
-        (MotionBlur(14.9), "mild motion blur"), (MotionBlur(15.0), "strong motion blur"),
-        (GaussianBlur(7, 1.9, 1.0), "mild blur"), (GaussianBlur(7, 1.0, 2.0), "strong blur"),
-        (Lowlight(1.69), "dim light"), (Lowlight(1.7), "very low light"),
-        (Snow(0.33), "light snow"), (Snow(0.34), "medium snow"), (Snow(0.67), "heavy snow"),
-        (Jpeg(15), "heavy compression"), (Jpeg(16), "medium compression"), (Jpeg(35), "medium compression"),
+        (MotionBlur(14.9), "mild motion blur"),
+        (MotionBlur(15.0), "strong motion blur"),
+        (GaussianBlur(7, 1.9, 1.0), "mild blur"),
+        (GaussianBlur(7, 1.0, 2.0), "strong blur"),
+        (Lowlight(1.69), "dim light"),
+        (Lowlight(1.7), "very low light"),
+        (Snow(0.33), "light snow"),
+        (Snow(0.34), "medium snow"),
+        (Snow(0.67), "heavy snow"),
+        (Jpeg(15), "heavy compression"),
+        (Jpeg(16), "medium compression"),
+        (Jpeg(35), "medium compression"),
         (Jpeg(36), "light compression"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_degrees_at_their_limits(step: Step, words: str) -> None:
     assert degree_words(step) == words
     assert Recipe((step,)).caption == f"a photo with {words}"

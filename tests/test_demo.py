@@ -454,12 +454,18 @@ def test_degrading_by_recipe_and_by_task(handlers: Handlers, photo: str) -> None
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("", "", None, None), ("{", "", None, None), ("[1]", "", None, None), ("", "juggle", None, None),
-        ("", "denoise", float("nan"), None), ("", "denoise", -3.0, None), ("", "denoise", 1e9, None),
-        ("", "dejpeg", 1e300, 0), ("", "denoise", 25.0, -1),
+        ("", "", None, None),
+        ("{", "", None, None),
+        ("[1]", "", None, None),
+        ("", "juggle", None, None),
+        ("", "denoise", float("nan"), None),
+        ("", "denoise", -3.0, None),
+        ("", "denoise", 1e9, None),
+        ("", "dejpeg", 1e300, 0),
+        ("", "denoise", 25.0, -1),
         ('{"steps": [{"kind": "noise"}]}', "", None, None),
     ],
-)  # fmt: skip
+)
 def test_bad_recipes_are_sentences(arguments: tuple) -> None:
     with pytest.raises(ValueError, match="[a-z]"):
         make_recipe(*arguments)
@@ -493,10 +499,14 @@ def test_the_map_is_coloured_by_type_degree_or_leaf() -> None:
     """Every point is drawn once; severer degrees are darker; a leaf has its expert's colour."""
     tree = make_tiny_tree()
     drawn = make_tiny_map(tree)
-    words_of = {Task.DERAIN: ("light rain", "medium rain", "heavy rain"),
-                Task.DEJPEG: ("heavy compression", "medium compression", "light compression")}  # fmt: skip
-    text = [f"{words_of[task][i % 3]} (5)" if (task := Task(name)) in words_of else name
-            for i, name in enumerate(drawn.task.tolist())]  # fmt: skip
+    words_of = {
+        Task.DERAIN: ("light rain", "medium rain", "heavy rain"),
+        Task.DEJPEG: ("heavy compression", "medium compression", "light compression"),
+    }
+    text = [
+        f"{words_of[task][i % 3]} (5)" if (task := Task(name)) in words_of else name
+        for i, name in enumerate(drawn.task.tolist())
+    ]
     leaf, task = drawn.leaf.copy(), drawn.task.copy()
     leaf[:4], task[:4], text[:4] = -1, "clean", ["clean photo"] * 4
     map_ = replace(drawn, text=np.array(text), leaf=leaf, task=task)
@@ -534,9 +544,10 @@ def test_mixtures_are_named_by_what_the_captions_name() -> None:
     seen = dict.fromkeys((task.value for task in Task), 0.02)
     report = {
         "captions": [{"text": "a photo with heavy noise and thick haze", "probability": 0.3}],
-        "leaf": 0, "leaves": [{"name": tree.names[-1][0], "probability": 0.99}],
+        "leaf": 0,
+        "leaves": [{"name": tree.names[-1][0], "probability": 0.99}],
         "seen": {**seen, "dehaze": 0.97, "denoise": 0.8},
-    }  # fmt: skip
+    }
     assert words.looks_like(report) == "Looks like haze (97\u00a0%) and noise (80\u00a0%)."
     report["seen"] = {**seen, "dehaze": 0.4, "derain": 0.3}
     assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."

@@ -258,8 +258,11 @@ def test_experts_for_clusters_are_drawn_beside_an_expert_for_everything_of_as_ma
     }
     lines = steps_curves(measured, {"0-0": {"steps": 10}, "1-0": {"steps": 20}, "2-0": {"steps": 30}}).data
     assert [(line.x, line.y) for line in lines[:4]] == [
-        ((10, 30, 60), (22, 22.25, 23)), ((10, 60), (22, 22.5)), ((60,), (22.75,)), ((60,), (24,))
-    ]  # fmt: skip
+        ((10, 30, 60), (22, 22.25, 23)),
+        ((10, 60), (22, 22.5)),
+        ((60,), (22.75,)),
+        ((60,), (24,)),
+    ]
 
 
 def test_results_begin_with_averages_and_fold_the_rest(data: Path) -> None:
@@ -297,6 +300,10 @@ def test_the_worst_of_all_real_photos_are_named() -> None:
 
     measured = {"real/rain100l": rows(-1, 2, 3), "real/polyu": rows(-9, -8, 0.5), "clean/cbsd68": rows(-50)}
     assert [line.split(" | ")[1] for line in worst(measured)[4:-1]] == [
-        "-9.png", "-8.png", "-1.png", "0.5.png", "2.png",
-    ]  # fmt: skip
+        "-9.png",
+        "-8.png",
+        "-1.png",
+        "0.5.png",
+        "2.png",
+    ]
     assert worst({}) == worst({"real/sice": {}}) == []

@@ -11,14 +11,32 @@ TREE = make_tiny_tree()
 
 def test_what_is_named_is_set() -> None:
     query = {
-        "tab": "lab", "example": "3", "tasks": "dehaze.derain", "expert": "1-2", "task": "dejpeg",
-        "strength": "4.5", "seed": "7", "hide": "batch.sidebar.restore.nonsense", "denoise": "12",
-        "derain": "0", "backwards": "1", "lesson": "4",
-    }  # fmt: skip
+        "tab": "lab",
+        "example": "3",
+        "tasks": "dehaze.derain",
+        "expert": "1-2",
+        "task": "dejpeg",
+        "strength": "4.5",
+        "seed": "7",
+        "hide": "batch.sidebar.restore.nonsense",
+        "denoise": "12",
+        "derain": "0",
+        "backwards": "1",
+        "lesson": "4",
+    }
     assert read_link(query, TREE, 8) == Link(
-        "lab", 3, (Task.DERAIN, Task.DEHAZE), "1-2", Task.DEJPEG, 4.5, 7, {Task.DENOISE: 12.0}, True, 4,
+        "lab",
+        3,
+        (Task.DERAIN, Task.DEHAZE),
+        "1-2",
+        Task.DEJPEG,
+        4.5,
+        7,
+        {Task.DENOISE: 12.0},
+        True,
+        4,
         frozenset({"batch", "sidebar"}),
-    )  # fmt: skip
+    )
     assert read_link({}, TREE, 8) == Link()
     assert read_link({"tab": "lessons", "hide": "lessons"}, TREE, 8).tab == "restore"
     assert {read_link({"tab": tab}, TREE, 8).tab for tab in TABS} == set(TABS)

@@ -135,10 +135,10 @@ def test_stripes_equal_all_rows_at_once(kind, size, rows, monkeypatch):
 
 
 def test_stripes_are_of_the_stated_size_and_cover_every_row(monkeypatch):
-    monkeypatch.setattr(nafnet, "STRIPE_BYTES", 4 * 2 * 10 * 100 * 3)       # three rows of 10 channels
+    monkeypatch.setattr(nafnet, "STRIPE_BYTES", 4 * 2 * 10 * 100 * 3)  # three rows of 10 channels
     x = photo(2, 5, 8, 100)
     assert stripes(x, 10) == [(0, 3), (3, 6), (6, 8)]
-    assert stripes(x, 1000) == [(y, y + 1) for y in range(8)]               # never less than a row
+    assert stripes(x, 1000) == [(y, y + 1) for y in range(8)]  # never less than a row
 
 
 def test_a_photo_may_have_a_gradient_at_test_time():
@@ -232,7 +232,7 @@ def test_bfloat16_autocast_and_channels_last(config):
         with torch.autocast("cpu", torch.bfloat16):
             rough = network(x)
     torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
-    assert rough.dtype == torch.float32                     # the residual is added in single precision
+    assert rough.dtype == torch.float32  # the residual is added in single precision
     assert (rough - expected).abs().mean() < 0.05 * (expected - x).abs().mean()
 
 

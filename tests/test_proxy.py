@@ -70,10 +70,13 @@ def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         start([str(NGINX), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
         for port in pages:
             start(
-                [sys.executable, "app.py"], UNIRESTORER_CHECKPOINT=str(tiny_checkpoint),
-                UNIRESTORER_DEVICE="cpu", GRADIO_SERVER_PORT=str(port),
-                GRADIO_TEMP_DIR=str(folder / str(port)), FORWARDED_ALLOW_IPS="127.0.0.1",
-            )  # fmt: skip
+                [sys.executable, "app.py"],
+                UNIRESTORER_CHECKPOINT=str(tiny_checkpoint),
+                UNIRESTORER_DEVICE="cpu",
+                GRADIO_SERVER_PORT=str(port),
+                GRADIO_TEMP_DIR=str(folder / str(port)),
+                FORWARDED_ALLOW_IPS="127.0.0.1",
+            )
         for port in (*pages, front):
             wait_for(f"http://127.0.0.1:{port}/healthz")
         yield f"http://127.0.0.1:{front}"

@@ -114,11 +114,7 @@ class Server:
         return self.http.post("/gradio_api/queue/join", json=body)
 
     def cancel(self, session: str, event: str, name: str = "restore") -> None:
-        body = {
-            "session_hash": f"{self.test}{session}",
-            "fn_index": self.number(name),
-            "event_id": event,
-        }
+        body = {"session_hash": f"{self.test}{session}", "fn_index": self.number(name), "event_id": event}
         self.http.post("/gradio_api/cancel", json=body).raise_for_status()
 
     def outcome(self, session: str) -> dict[str, Any]:

@@ -75,8 +75,10 @@ def test_all_is_trained_on_for_a_fair_comparison(trained: Path, tmp_path: Path) 
     assert main(["longer", *words]) == 0
     assert Checkpoint(trained).config["files"] == files
     longer = trained / "work" / "longer.safetensors"
-    assert not torch.equal(load_file(longer)["intro.weight"], Checkpoint(trained).tensors(
-        "experts/0-0.safetensors")["intro.weight"].half())  # fmt: skip
+    assert not torch.equal(
+        load_file(longer)["intro.weight"],
+        Checkpoint(trained).tensors("experts/0-0.safetensors")["intro.weight"].half(),
+    )
     bank = longer_bank(Checkpoint(trained), longer, torch.device("cpu"))
     x = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     assert bank(x, torch.tensor([0])).shape == x.shape
@@ -145,8 +147,21 @@ def test_an_extractor_that_keeps_its_drs_keeps_its_normalisation(trained: Path, 
     work = tmp_path / "work"
     work.mkdir()
     (work / "corpus").symlink_to(trained / "work" / "corpus")
-    words = ["extractor", "--preset", "tiny", "--workers", "1", "--device", "cpu", "--out", str(tmp_path),
-             "--data", str(trained / "work" / "drawn"), "--set", "extractor.keep=30"]  # fmt: skip
+    words = [
+        "extractor",
+        "--preset",
+        "tiny",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--data",
+        str(trained / "work" / "drawn"),
+        "--set",
+        "extractor.keep=30",
+    ]
     assert main(words) == 2, "there are no DRs to keep"
     settings = ("extractor.steps=3", "extractor.grey_share=0.5")
     assert main([*words, "--init", str(trained), *(w for s in settings for w in ("--set", s))]) == 0
@@ -372,8 +387,15 @@ def test_a_photo_that_looks_like_another_cluster_trains_that_one_too() -> None:
     leaf, e = np.array([0, 3]), torch.eye(8)[[0, 3, 3, 3]]
     of_recipe = {node.name: node.rows.tolist() for node in nodes_of(tree, leaf, corpus)}
     of_both = {node.name: node.rows.tolist() for node in nodes_of(tree, leaf, corpus, e)}
-    assert of_recipe == {"0-0": [0, 1, 2], "1-0": [0, 1], "1-1": [2],
-                         "2-0": [0, 1], "2-1": [], "2-2": [], "2-3": [2]}  # fmt: skip
+    assert of_recipe == {
+        "0-0": [0, 1, 2],
+        "1-0": [0, 1],
+        "1-1": [2],
+        "2-0": [0, 1],
+        "2-1": [],
+        "2-2": [],
+        "2-3": [2],
+    }
     assert of_both == of_recipe | {"1-1": [1, 2], "2-3": [1, 2]}
 
 

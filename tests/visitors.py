@@ -115,8 +115,14 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     return [grid[i * len(grid) // count] for i in range(count)]
 
 
-def visit(server: Server, name: str, colour: tuple[int, int, int], side_px: int, go_on: Callable[[], bool],
-          tally: Tally) -> None:  # fmt: skip
+def visit(
+    server: Server,
+    name: str,
+    colour: tuple[int, int, int],
+    side_px: int,
+    go_on: Callable[[], bool],
+    tally: Tally,
+) -> None:
     """One visitor: uploads, asks, waits, looks whether the result is its own."""
     with httpx.Client(base_url=server.url, timeout=600) as http:
         while go_on():
@@ -130,8 +136,9 @@ def visit(server: Server, name: str, colour: tuple[int, int, int], side_px: int,
                 time.sleep(REST_SECONDS)
 
 
-def once(http: httpx.Client, server: Server, name: str, colour: tuple[int, int, int], side_px: int,
-         tally: Tally) -> str:  # fmt: skip
+def once(
+    http: httpx.Client, server: Server, name: str, colour: tuple[int, int, int], side_px: int, tally: Tally
+) -> str:
     start = time.monotonic()
     files = {"files": ("photo.png", photo_of(colour, side_px), "image/png")}
     (path,) = http.post("/gradio_api/upload", files=files).raise_for_status().json()

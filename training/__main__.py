@@ -155,19 +155,25 @@ class Run:
             "seed": self.config.seed,
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
-            if self.device.type == "cpu" else torch.cuda.get_device_name(),
+            if self.device.type == "cpu"
+            else torch.cuda.get_device_name(),
             "torch": torch.__version__,
             **more,
-        }  # fmt: skip
+        }
 
 
 def extractor_stage(run: Run) -> None:
     """D by contrast, and its accuracy on held-out photos, in and out of the trained range."""
     config = run.config.extractor
     extractor = train_extractor(
-        run.corpus, config, run.work, run.config.seed, run.device, compile=run.compile,
+        run.corpus,
+        config,
+        run.work,
+        run.config.seed,
+        run.device,
+        compile=run.compile,
         init=run.init.extractor() if run.init else None,
-    )  # fmt: skip
+    )
     accuracy = {}
     for band in ("in", "out"):
         corpus = run.held_out(band)
@@ -184,8 +190,10 @@ def extractor_stage(run: Run) -> None:
 
 def tree_stage(run: Run) -> None:
     """Hierarchical clustering of the training DRs; a tree of the same extractor and settings is kept."""
-    origin = {"extractor_sha256": run.checkpoint.config["files"]["extractor.safetensors"],
-              "settings": to_dict(run.config.tree)}  # fmt: skip
+    origin = {
+        "extractor_sha256": run.checkpoint.config["files"]["extractor.safetensors"],
+        "settings": to_dict(run.config.tree),
+    }
     old = run.checkpoint.config.get("training", {}).get("tree", {})
     if run.leaf_file.is_file() and json.loads(json.dumps(origin)) == {key: old.get(key) for key in origin}:
         return
@@ -221,9 +229,10 @@ def experts_stage(run: Run) -> None:
     done: dict[str, Origin] = {}
     for level in range(last + 1):
         mine = [
-            node for place, node in enumerate(nodes)
+            node
+            for place, node in enumerate(nodes)
             if node.level == level and (level < last or place % shares == share - 1)  # leaves are shared out
-        ]  # fmt: skip
+        ]
         again = {node.name: run.old_expert(node.name, level) for node in mine}
         origins = [again[node.name] or done.get(node.parent) for node in mine]
         for node, trained in zip(mine, trainer.train_together(mine, origins), strict=True):
@@ -256,18 +265,34 @@ def routers_stage(run: Run) -> None:
     data = embedded(run)
     files = run.checkpoint.config["files"]
     experts = [files[f"experts/{name}.safetensors"] for name in tree.expert_names]
-    about = json.dumps([data.key, files["extractor.safetensors"], files["tree.safetensors"], experts,
-                        seed, config.table_rows, config.candidates])  # fmt: skip
+    about = json.dumps(
+        [
+            data.key,
+            files["extractor.safetensors"],
+            files["tree.safetensors"],
+            experts,
+            seed,
+            config.table_rows,
+            config.candidates,
+        ]
+    )
     rows, l1 = measure_l1(
-        tree, lambda number: run.checkpoint.expert(tree.expert_names[number]), data, config, seed,
-        run.work / "routers" / f"l1-{hashlib.sha256(about.encode()).hexdigest()[:16]}.npz", run.device,
-    )  # fmt: skip
+        tree,
+        lambda number: run.checkpoint.expert(tree.expert_names[number]),
+        data,
+        config,
+        seed,
+        run.work / "routers" / f"l1-{hashlib.sha256(about.encode()).hexdigest()[:16]}.npz",
+        run.device,
+    )
     router = run.old_router(tree) or new_router(tree, run.drs, config, seed)
     writer = SummaryWriter(str(run.work / "tensorboard"))
     result = train_routers(router, tree, data, rows, l1, config, seed, writer)
     writer.close()
-    say(f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
-        f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}")  # fmt: skip
+    say(
+        f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
+        f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}"
+    )
     about = run.about(settings=to_dict(config), **run.origin("router.safetensors"), **result)
     checkpoint.add_router(run.out, router, config, about)
 
@@ -276,10 +301,16 @@ def embedded(run: Run) -> Embedded:
     """The routers' photos with their DRs; kept on disk per extractor."""
     key = run.checkpoint.config["files"]["extractor.safetensors"][:16]
     return embed(
-        run.checkpoint.extractor(), run.checkpoint.tree(), run.photos("routers"), run.photos("experts"),
-        run.config.routers, run.config.tree.setting, run.config.seed + 2,  # type: ignore[arg-type]
-        run.work / "embedded" / key, run.device,
-    )  # fmt: skip
+        run.checkpoint.extractor(),
+        run.checkpoint.tree(),
+        run.photos("routers"),
+        run.photos("experts"),
+        run.config.routers,
+        run.config.tree.setting,
+        run.config.seed + 2,  # type: ignore[arg-type]
+        run.work / "embedded" / key,
+        run.device,
+    )
 
 
 def map_stage(run: Run) -> None:
@@ -287,14 +318,7 @@ def map_stage(run: Run) -> None:
     tree = run.checkpoint.tree()
     router = run.checkpoint.router(tree)
     map_ = fit_map(
-        run.corpus,
-        run.drs,
-        run.leaf,
-        tree,
-        router,
-        embedded(run),
-        run.config.map,
-        run.config.seed,
+        run.corpus, run.drs, run.leaf, tree, router, embedded(run), run.config.map, run.config.seed
     )
     checkpoint.add_map(run.out, map_, run.about(points=len(map_.xy)))
 
@@ -311,9 +335,15 @@ STAGES: dict[str, Callable[[Run], None]] = {
 def shapes_stage(run: Run) -> None:
     """Compare network shapes per task at equal wall time (ALL's budget); figures go to metrics.json."""
     rows = compare(
-        run.corpus, run.held_out("in"), run.config.experts, run.work, run.config.seed, run.device,
-        compile=run.compile, tasks=run.tasks,
-    )  # fmt: skip
+        run.corpus,
+        run.held_out("in"),
+        run.config.experts,
+        run.work,
+        run.config.seed,
+        run.device,
+        compile=run.compile,
+        tasks=run.tasks,
+    )
     found = []
     for row in rows:
         found.append(row)
@@ -355,15 +385,25 @@ def ablate_stage(run: Run) -> None:
         raise ValueError("ablate needs an extractor: run the stage extractor, or name a model by --init")
     key = source.config["files"]["extractor.safetensors"][:16]
     material = Material(
-        run.config, source.extractor(), run.corpus, run.drs_of(source),
-        {band: run.held_out(band) for band in BANDS}, run.photos("routers"), run.photos("experts"),
-        run.work / "ablate" / key, run.device, run.compile, run.old_expert("0-0", 0),
-    )  # fmt: skip
+        run.config,
+        source.extractor(),
+        run.corpus,
+        run.drs_of(source),
+        {band: run.held_out(band) for band in BANDS},
+        run.photos("routers"),
+        run.photos("experts"),
+        run.work / "ablate" / key,
+        run.device,
+        run.compile,
+        run.old_expert("0-0", 0),
+    )
     experts = run.config.experts
     about = run.about(
-        steps=experts.steps, minutes=experts.minutes, router_steps=run.config.routers.steps,
+        steps=experts.steps,
+        minutes=experts.minutes,
+        router_steps=run.config.routers.steps,
         **run.origin("experts/0-0.safetensors"),
-    )  # fmt: skip
+    )
     found = []
     for row in ablate(material):
         found.append(row)
@@ -394,8 +434,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("all", *VERBS):
         text = "all stages, in order" if verb == "all" else (VERBS[verb].__doc__ or "").strip()
-        one = verbs.add_parser(verb, help=text, description=text, epilog=EXAMPLES,
-                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one = verbs.add_parser(
+            verb,
+            help=text,
+            description=text,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         one.add_argument("--preset", default="small", help="tiny, small or paper")
         one.add_argument("--setting", default="single", help="single or mixed")
         one.add_argument(
@@ -412,9 +457,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
             "--shard", default="1/1", metavar="i/n", help="experts: train the i-th of n shares of the leaves"
         )
         one.add_argument(
-            "--only", nargs="+", default=[], metavar="EXPERT",
+            "--only",
+            nargs="+",
+            default=[],
+            metavar="EXPERT",
             help="experts: train these alone on, such as 1-2 2-6; OUT is a copy of the model of --init",
-        )  # fmt: skip
+        )
         if verb == "shapes":
             one.add_argument(
                 "--tasks", nargs="+", type=Task, default=list(Task), metavar="TASK", help="default: all"
@@ -428,8 +476,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
             "--no-compile", action="store_true", help="do without torch.compile (needs a C++ compiler)"
         )
     for verb, (text, module) in MEASUREMENTS.items():
-        one = verbs.add_parser(verb, help=text, description=text, epilog=EXAMPLES,
-                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one = verbs.add_parser(
+            verb,
+            help=text,
+            description=text,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.add_arguments(one)
     return parser.parse_args(words)
 
@@ -453,9 +506,18 @@ def make_run(arguments: argparse.Namespace) -> Run:
     init = Checkpoint(checkpoint.find_checkpoint(arguments.init)) if arguments.init else None
     compile_ = not arguments.no_compile and config.preset != "tiny"
     return Run(
-        config, data, arguments.out, work, choose_device(arguments.device), compile_, arguments.workers,
-        (int(index), int(count)), init, tuple(getattr(arguments, "tasks", Task)), tuple(arguments.only),
-    )  # fmt: skip
+        config,
+        data,
+        arguments.out,
+        work,
+        choose_device(arguments.device),
+        compile_,
+        arguments.workers,
+        (int(index), int(count)),
+        init,
+        tuple(getattr(arguments, "tasks", Task)),
+        tuple(arguments.only),
+    )
 
 
 def main(words: list[str] | None = None) -> int:

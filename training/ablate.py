@@ -140,9 +140,16 @@ def share(material: Material) -> Shared:
     networks = [bank[name] for name in tree.expert_names]
     routers = replace(config.routers, candidates=tree.leaves)  # every expert on every row
     data = embed(
-        material.extractor, tree, material.photos, material.trained, routers, "mixed", config.seed + 2,
-        material.work / "embedded", material.device,
-    )  # fmt: skip
+        material.extractor,
+        tree,
+        material.photos,
+        material.trained,
+        routers,
+        "mixed",
+        config.seed + 2,
+        material.work / "embedded",
+        material.device,
+    )
     rows, l1 = measure_l1(
         tree, networks.__getitem__, data, routers, config.seed, material.work / "l1.npz", material.device
     )
@@ -158,9 +165,13 @@ def per_level(values: tuple[Any, ...], levels: int) -> tuple[Any, ...]:
 def train_all(material: Material, config: ExpertsConfig, nodes: list[Node]) -> dict[str, nn.Module]:
     """Every node's expert from its parent's weights, the root's from `start`; begun trainings go on."""
     trainer = Trainer(
-        material.corpus, config, material.work, material.config.seed, material.device,
+        material.corpus,
+        config,
+        material.work,
+        material.config.seed,
+        material.device,
         compile=material.compile,
-    )  # fmt: skip
+    )
     done: dict[str, Origin] = {}
     for node in nodes:
         shape, weights, _ = trainer.train(node, done.get(node.parent) if node.parent else material.start)
@@ -208,9 +219,11 @@ def subtree(tree: DegradationTree, sizes: tuple[int, ...]) -> tuple[DegradationT
         for tasks, count in tree.task_sets[old].items():
             sets[new][tasks] = sets[new].get(tasks, 0) + count
     small = DegradationTree(
-        tuple(tree.centers[level] for level in levels), tuple(parents), tuple(sets),
+        tuple(tree.centers[level] for level in levels),
+        tuple(parents),
+        tuple(sets),
         tuple(tree.names[level] for level in levels),
-    )  # fmt: skip
+    )
     nodes = [tree.offsets[level] + torch.arange(len(tree.centers[level])) for level in levels]
     return small, torch.cat(nodes), new_leaf
 
@@ -227,8 +240,9 @@ def routed(
     leaf = torch.where(shared.data.leaf >= 0, new_leaf[shared.data.leaf], -1)
     data = replace(shared.data, leaf=leaf)
     router = new_router(tree, shared.e, config, shared.config.seed)
-    train_routers(router, tree, data, shared.rows, shared.l1[:, nodes], config, shared.config.seed,
-                  pixels=pixels)  # fmt: skip
+    train_routers(
+        router, tree, data, shared.rows, shared.l1[:, nodes], config, shared.config.seed, pixels=pixels
+    )
     return tree, nodes, router
 
 
@@ -342,6 +356,8 @@ def strengths(corpus: Corpus) -> np.ndarray:
     """(N,) strength of each row's only step; nan for clean rows, real pairs and mixtures."""
     known = [
         Recipe.from_dict(entry.recipe).steps[0].strength
-        if entry.recipe is not None and len(entry.tasks) == 1 else np.nan for entry in corpus.entries
-    ]  # fmt: skip
+        if entry.recipe is not None and len(entry.tasks) == 1
+        else np.nan
+        for entry in corpus.entries
+    ]
     return np.array([known[recipe] if recipe >= 0 else np.nan for recipe in corpus.recipe])

@@ -28,7 +28,7 @@ from unirestorer.metrics import psnr
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
-Method = Callable[[np.ndarray], np.ndarray]         # (H, W, 3) in [0, 1] -> the same
+Method = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) in [0, 1] -> the same
 
 
 def non_local_means(image: np.ndarray) -> np.ndarray:
@@ -125,11 +125,15 @@ def markdown(measured: dict[str, Any] | None) -> list[str]:
     if not measured:
         return []
     rows = [
-        [row["case"].partition("/")[2], str(row["n"]), row["method"],
-         *(f"{row['psnr'][mode]:.2f}" for mode in ("input", "classical", "auto", "instruction")),
-         f"{row['seconds']['classical'] / row['seconds']['auto']:.2f}"]
+        [
+            row["case"].partition("/")[2],
+            str(row["n"]),
+            row["method"],
+            *(f"{row['psnr'][mode]:.2f}" for mode in ("input", "classical", "auto", "instruction")),
+            f"{row['seconds']['classical'] / row['seconds']['auto']:.2f}",
+        ]
         for row in measured["rows"]
-    ]  # fmt: skip
+    ]
     title = (
         "**Beside classical methods that are told the type** (PSNR in dB; *time*: theirs as a multiple of "
         "auto mode's, medians of one run)"

@@ -25,29 +25,45 @@ SHAPES = {
     "deep": NetworkConfig(width=24, encoder=(2, 2, 2), middle=2, decoder=(2, 2, 2)),
     "unshuffled": NetworkConfig(width=48, encoder=(1, 1), middle=4, decoder=(1, 1), unshuffle=2),
     "restormer": NetworkConfig(
-        kind="restormer", width=16, encoder=(1, 1, 1), middle=2, decoder=(1, 1, 1), heads=(1, 2, 4, 8),
+        kind="restormer",
+        width=16,
+        encoder=(1, 1, 1),
+        middle=2,
+        decoder=(1, 1, 1),
+        heads=(1, 2, 4, 8),
         refinement=1,
     ),
     "retinexformer": NetworkConfig(
         kind="retinexformer", width=32, encoder=(1, 2), middle=2, decoder=(2, 1), heads=(1, 2, 4)
     ),
-}  # fmt: skip
-WINDOWS = 36                                # held-out windows per task
+}
+WINDOWS = 36  # held-out windows per task
 
 
 def compare(
-    corpus: Corpus, held_out: Corpus, config: ExpertsConfig, work: Path, seed: int, device: torch.device, *,
-    compile: bool, tasks: Collection[Task] = tuple(Task),
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    corpus: Corpus,
+    held_out: Corpus,
+    config: ExpertsConfig,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    *,
+    compile: bool,
+    tasks: Collection[Task] = tuple(Task),
+) -> Iterator[dict[str, Any]]:
     """One row of figures per shape and task, each trained with ALL's budget; compilation is not counted.
 
     `seconds` is the time of one held-out window, so compare it within one run only.
     """
     for shape, network_config in SHAPES.items():
         trainer = Trainer(
-            corpus, replace(config, network=network_config, by_node={}), work / "shapes" / shape, seed,
-            device, compile=compile,
-        )  # fmt: skip
+            corpus,
+            replace(config, network=network_config, by_node={}),
+            work / "shapes" / shape,
+            seed,
+            device,
+            compile=compile,
+        )
         network, _, _ = trainer.network(network_config)
         for number, task in enumerate(Task):
             if task not in tasks:

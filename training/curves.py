@@ -27,7 +27,7 @@ from unirestorer.demo.theme import TASK_COLOURS
 from unirestorer.demo.words import TASK_WORDS
 from unirestorer.types import Task
 
-GROUPS = ("single-mild", "single-in", "single-out")     # weakest strength first
+GROUPS = ("single-mild", "single-in", "single-out")  # weakest strength first
 UNDEGRADED = "clean/cbsd68"
 LEVELS = (("ALL", "dot"), ("TYPE", "dash"), ("DEGREE", "solid"))
 COLUMNS, SIZE = 4, (1500, 1300)
@@ -37,7 +37,7 @@ KEY_LINES = (
     "log e_gran: mean and range;",
     "dotted: undegraded photos' mean",
 )
-LOWEST_DB = -5.0                                        # ALL ruins photos that are almost clean
+LOWEST_DB = -5.0  # ALL ruins photos that are almost clean
 
 
 def curves(measured: dict[str, Any]) -> go.Figure:
@@ -49,8 +49,9 @@ def curves(measured: dict[str, Any]) -> go.Figure:
         if case.id not in measured or (case.tasks and "path_psnr" not in measured[case.id]):
             raise ValueError(f"{case.id}: not in metrics.json, measure it with `training evaluate` first")
     heights = [0.25, 0.1, 0.14]
-    figure = make_subplots(7, COLUMNS, vertical_spacing=0.02, horizontal_spacing=0.045,
-                           row_heights=[*heights, 0.02, *heights])  # fmt: skip
+    figure = make_subplots(
+        7, COLUMNS, vertical_spacing=0.02, horizontal_spacing=0.045, row_heights=[*heights, 0.02, *heights]
+    )
     for number, task in enumerate(Task):
         found = [measured[case.id] for case in cases(*GROUPS) if case.tasks == (task,)]
         x = [f"{case['strength']:g}" for case in found]
@@ -68,31 +69,45 @@ def curves(measured: dict[str, Any]) -> go.Figure:
                 figure.update_yaxes(range=[-8, 108], tickvals=[0, 50, 100], **place)
             else:
                 figure.update_yaxes(range=[-6.3, 0.3], **place)
-                figure.add_hline(y=measured[UNDEGRADED]["log_e_gran"],
-                                 line={"color": GREY, "dash": "dot"}, **place)  # fmt: skip
+                figure.add_hline(
+                    y=measured[UNDEGRADED]["log_e_gran"], line={"color": GREY, "dash": "dot"}, **place
+                )
             if number % COLUMNS == 0:
                 title = ("gain (dB)", "finest level (%)", "log e_gran")[row]
                 figure.update_yaxes(title=title, **place)
     figure.add_annotation(
-        text="<br>".join(KEY_LINES), x=0.785, y=0.31, xref="paper", yref="paper", xanchor="left",
-        yanchor="top", align="left", showarrow=False,
-    )  # fmt: skip
+        text="<br>".join(KEY_LINES),
+        x=0.785,
+        y=0.31,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+    )
     figure.update_layout(
-        template="plotly_white", width=SIZE[0], height=SIZE[1], font={"size": 15, "color": INK},
+        template="plotly_white",
+        width=SIZE[0],
+        height=SIZE[1],
+        font={"size": 15, "color": INK},
         margin={"l": 60, "r": 15, "t": 50, "b": 40},
         legend={"x": 0.775, "y": 0.44, "yanchor": "top", "font": {"size": 16}},
-    )  # fmt: skip
+    )
     return figure
 
 
 def _gain(task: Task, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     given = [case["psnr"]["input"] for case in found]
     lines: list[dict[str, Any]] = [
-        {"y": [case["path_psnr"][level] - before for case, before in zip(found, given, strict=True)],
-         "name": f"{name} on the photo's own path", "mode": "lines",
-         "line": {"color": TASK_COLOURS[task] if level else GREY, "dash": dash, "width": 2.5}}
+        {
+            "y": [case["path_psnr"][level] - before for case, before in zip(found, given, strict=True)],
+            "name": f"{name} on the photo's own path",
+            "mode": "lines",
+            "line": {"color": TASK_COLOURS[task] if level else GREY, "dash": dash, "width": 2.5},
+        }
         for level, (name, dash) in enumerate(LEVELS)
-    ]  # fmt: skip
+    ]
     stars = [case["psnr"]["auto"] - before for case, before in zip(found, given, strict=True)]
     look = {"symbol": "star", "size": 11, "color": INK}
     return [*lines, {"y": stars, "name": "auto mode, mean of the photos", "mode": "markers", "marker": look}]
@@ -120,7 +135,7 @@ def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure
     """
     total, steps = 0, []
     for level in range(3):
-        total += experts[f"{level}-0"]["steps"]         # all of a level have the same
+        total += experts[f"{level}-0"]["steps"]  # all of a level have the same
         steps.append(total)
     titles = ("within the trained strengths", "beyond them")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
@@ -137,17 +152,26 @@ def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure
         for name, x, y, mode, symbol in lines:
             dash = "dot" if symbol == "square" else "solid"
             figure.add_scatter(
-                x=x, y=y, name=name, mode=mode, showlegend=column == 1, row=1, col=column,
+                x=x,
+                y=y,
+                name=name,
+                mode=mode,
+                showlegend=column == 1,
+                row=1,
+                col=column,
                 line={"color": INK, "dash": dash, "width": 2.5},
                 marker={"color": INK, "symbol": symbol, "size": 13 if mode == "markers" else 8},
-            )  # fmt: skip
+            )
     figure.update_xaxes(title="steps of training on the way to the expert", rangemode="tozero")
     figure.update_yaxes(title="PSNR (dB)", col=1)
     figure.update_layout(
-        template="plotly_white", width=SIZE[0], height=560, font={"size": 15, "color": INK},
+        template="plotly_white",
+        width=SIZE[0],
+        height=560,
+        font={"size": 15, "color": INK},
         margin={"l": 60, "r": 15, "t": 40, "b": 60},
         legend={"orientation": "h", "y": -0.18, "font": {"size": 16}},
-    )  # fmt: skip
+    )
     return figure
 
 

@@ -83,8 +83,14 @@ def find_photos(folder: Path, part: str) -> Photos:
 
 def _degraded_partner(path: Path) -> Path | None:
     folder = path.parent.parent / "degraded"
-    return next((folder / f"{path.stem}{s}" for s in (path.suffix, ".webp", ".png", ".jpg")
-                 if (folder / f"{path.stem}{s}").is_file()), None)  # fmt: skip
+    return next(
+        (
+            folder / f"{path.stem}{s}"
+            for s in (path.suffix, ".webp", ".png", ".jpg")
+            if (folder / f"{path.stem}{s}").is_file()
+        ),
+        None,
+    )
 
 
 @dataclass(frozen=True)
@@ -177,9 +183,16 @@ class Corpus:
         if not blocks:
             return
         jobs = [
-            (photos, px, [(row, self.entries[row.recipe].recipe if row.recipe >= 0 else None)
-                          for row in self.rows[i * block : (i + 1) * block]]) for i in blocks
-        ]  # fmt: skip
+            (
+                photos,
+                px,
+                [
+                    (row, self.entries[row.recipe].recipe if row.recipe >= 0 else None)
+                    for row in self.rows[i * block : (i + 1) * block]
+                ],
+            )
+            for i in blocks
+        ]
         bar = tqdm(total=len(self.rows), initial=done * block, desc="corpus", unit="photo")
         for index, (lq, hq) in zip(blocks, ordered_map(_render_block, jobs, workers), strict=True):
             place = slice(index * block, index * block + len(lq))
@@ -213,9 +226,9 @@ class Corpus:
         """The windows of side `px` at drawn places (B, 4), mirrored and turned alike: LQ and HQ
         (B, 3, px, px) in [0, 1], channels-last, where the pixels are.
         """
-        row, top, left, symmetry = places[:, :, None, None].unbind(1)           # (B, 1, 1) each
+        row, top, left, symmetry = places[:, :, None, None].unbind(1)  # (B, 1, 1) each
         steps = torch.arange(px, device=places.device)
-        down, along = steps[:, None].expand(px, px), steps.expand(px, px)       # (px, px)
+        down, along = steps[:, None].expand(px, px), steps.expand(px, px)  # (px, px)
         turned = symmetry % 2 == 1
         y, x = torch.where(turned, along, down), torch.where(turned, down, along)
         y = top + torch.where(symmetry // 2 % 2 == 1, px - 1 - y, y)
@@ -245,7 +258,7 @@ def fade(images: Tensor, drawn: Tensor) -> Tensor:
     One channel stands for all three, or is mixed into them: a mean of three would weaken the noise.
     """
     channel, percent = drawn.unbind(1)
-    grey = images[torch.arange(len(images), device=images.device), channel].unsqueeze(1)    # (B, 1, H, W)
+    grey = images[torch.arange(len(images), device=images.device), channel].unsqueeze(1)  # (B, 1, H, W)
     return torch.lerp(images, grey.expand_as(images), (percent.to(images) / 100)[:, None, None, None])
 
 
@@ -294,7 +307,7 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r+")
     temporary = path.with_suffix(".new")
     np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape).flush()
-    with open(temporary, "r+b") as file:    # a full disk should say so now, not kill a write to the map later
+    with open(temporary, "r+b") as file:  # a full disk should say so now, not kill a write to the map later
         os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
     os.replace(temporary, path)
     return np.lib.format.open_memmap(path, mode="r+")

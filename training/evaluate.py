@@ -272,17 +272,21 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
     }
 
 
-def worst(
-    tree: DegradationTree, photos: Sequence[Photo], inputs: Sequence[float]
-) -> list[dict[str, Any]]:
+def worst(tree: DegradationTree, photos: Sequence[Photo], inputs: Sequence[float]) -> list[dict[str, Any]]:
     """The photos that auto mode hurts most or helps least: PSNR (dB) as given (`inputs`, in their order)
     and restored, and expert.
     """
     rows = []
     for photo, given in zip(photos, inputs, strict=True):
         expert = int(photo.auto.expert)
-        rows.append({"photo": photo.sample_name, "input": round(given, 4),
-                     "auto": round(photo.psnr[expert], 4), "expert": tree.words(expert)})  # fmt: skip
+        rows.append(
+            {
+                "photo": photo.sample_name,
+                "input": round(given, 4),
+                "auto": round(photo.psnr[expert], 4),
+                "expert": tree.words(expert),
+            }
+        )
     return sorted(rows, key=lambda row: row["auto"] - row["input"])[:WORST]
 
 
@@ -403,9 +407,7 @@ def _has_longer(found: dict[str, Any]) -> bool:
     return any(figures["psnr"].get("longer") is not None for figures in found.values())
 
 
-def quality_rows(
-    found: dict[str, Any], by_id: dict[str, Case], modes: Sequence[str]
-) -> list[list[str]]:
+def quality_rows(found: dict[str, Any], by_id: dict[str, Case], modes: Sequence[str]) -> list[list[str]]:
     """Name, count of photos and PSNR / SSIM of some modes, for each case and then for averages."""
     rows = []
     for id_, figures in found.items():
@@ -424,9 +426,7 @@ def quality_rows(
             ]
             rows.append([name, "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     if len(rows) == single > 1:  # groups that do not cover the paper's sets of tasks
-        means = [
-            [_mean_of(found.values(), key, mode) for mode in modes] for key in ("psnr", "ssim")
-        ]
+        means = [[_mean_of(found.values(), key, mode) for mode in modes] for key in ("psnr", "ssim")]
         rows.append(["average", "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     return rows
 
@@ -436,13 +436,18 @@ def _routing(found: dict[str, Any]) -> list[list[str]]:
     for id_, figures in found.items():
         accuracies = [figures[key] for key in ("type_accuracy", "leaf_accuracy", "routing_accuracy")]
         loads = [figures["practical_load"], figures["expected_load"]]
-        rows.append([
-            id_.partition("/")[2],
-            *("" if share is None else f"{share:.0%}" for share in accuracies),
-            _number(figures["regret_db"]),
-            *("" if load is None else " / ".join(f"{100 * share:.0f}" for share in load) for load in loads),
-            _number(figures["log_e_gran"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                id_.partition("/")[2],
+                *("" if share is None else f"{share:.0%}" for share in accuracies),
+                _number(figures["regret_db"]),
+                *(
+                    "" if load is None else " / ".join(f"{100 * share:.0f}" for share in load)
+                    for load in loads
+                ),
+                _number(figures["log_e_gran"]),
+            ]
+        )
     return rows
 
 

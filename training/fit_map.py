@@ -18,9 +18,15 @@ from unirestorer.tree import DegradationTree
 
 
 def fit_map(
-    corpus: Corpus, e: Tensor, leaf: np.ndarray, tree: DegradationTree, router: Router, data: Embedded,
-    config: MapConfig, seed: int,
-) -> DegradationMap:  # fmt: skip
+    corpus: Corpus,
+    e: Tensor,
+    leaf: np.ndarray,
+    tree: DegradationTree,
+    router: Router,
+    data: Embedded,
+    config: MapConfig,
+    seed: int,
+) -> DegradationMap:
     """Lay out some of the corpus' DRs e (N, D); `leaf` (recipes,) holds each recipe's leaf, `data` the held-
     out photos.
     """

@@ -40,7 +40,7 @@ class FittedTree:
     """A tree, the leaf of each recipe of its corpus, and what was measured on the way."""
 
     tree: DegradationTree
-    leaf: np.ndarray                        # (recipes,)
+    leaf: np.ndarray  # (recipes,)
     report: dict[str, Any]
 
 
@@ -59,7 +59,7 @@ def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> Fitted
 
     Raises ValueError for a topology that the setting or the number of recipes does not allow.
     """
-    means = recipe_means(e, corpus.recipe, len(corpus.entries))                 # (recipes, D)
+    means = recipe_means(e, corpus.recipe, len(corpus.entries))  # (recipes, D)
     rows = np.bincount(corpus.recipe[corpus.recipe >= 0], minlength=len(means))
     if list(config.levels) != sorted(set(config.levels)) or config.levels[0] < 1:
         raise ValueError(
@@ -108,7 +108,7 @@ def leaf_of(corpus: Corpus, e: Tensor, tree: DegradationTree) -> np.ndarray:
     means = recipe_means(e, corpus.recipe, len(corpus.entries))
     tasks = [frozenset(map(Task, entry.tasks)) for entry in corpus.entries]
     known = [[own in sets for sets in tree.task_sets] for own in tasks]
-    allowed = torch.tensor(known)                                               # (recipes, leaves)
+    allowed = torch.tensor(known)  # (recipes, leaves)
     distance = torch.cdist(torch.from_numpy(means).float(), tree.centers[-1])
     return distance.masked_fill(~allowed & allowed.any(1, keepdim=True), torch.inf).argmin(1).numpy()
 

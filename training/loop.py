@@ -34,10 +34,10 @@ class Budget:
     minutes: float
     lr: float
     weight_decay: float = 1e-4
-    warmup: float = 0.02                    # share of the budget
-    final_lr: float = 0.01                  # share of lr at the end
+    warmup: float = 0.02  # share of the budget
+    final_lr: float = 0.01  # share of lr at the end
     ema: float = 0.999
-    clip: float = 1.0                       # largest norm of the gradient
+    clip: float = 1.0  # largest norm of the gradient
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    loss: float = math.nan                  # running mean
+    loss: float = math.nan  # running mean
     done: bool = False
 
     def share(self, budget: Budget) -> float:
@@ -97,7 +97,7 @@ def train(
     progress = Progress()
     if state.is_file():
         progress = load_state(state, module, average, optimizer)
-        progress.done = progress.share(budget) >= 1                             # or the budget has grown
+        progress.done = progress.share(budget) >= 1  # or the budget has grown
     bar = tqdm(
         total=100, desc=name, unit="%", disable=quiet, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unirestorer.types import Estimate, Route
 
-L1_FLOOR = 0.02                             # five grey levels
+L1_FLOOR = 0.02  # five grey levels
 
 
 def expected_l1(route: Route, l1: Tensor, expert_table: Tensor) -> Tensor:
@@ -19,8 +19,8 @@ def expected_l1(route: Route, l1: Tensor, expert_table: Tensor) -> Tensor:
     `l1` (B, experts) holds each sample's error under each expert, `expert_table` (leaves, levels) who serves
     which path.
     """
-    paths = _relative(l1)[:, expert_table]                                      # (B, leaves, levels)
-    weight = route.leaf_probs[:, :, None] * route.level_probs[:, None, :]       # (B, leaves, levels)
+    paths = _relative(l1)[:, expert_table]  # (B, leaves, levels)
+    weight = route.leaf_probs[:, :, None] * route.level_probs[:, None, :]  # (B, leaves, levels)
     return (weight * paths).sum((1, 2)).mean()
 
 
@@ -30,7 +30,7 @@ def straight_through_l1(route: Route, l1: Tensor, expert_table: Tensor) -> Tenso
     """
     leaf = route.leaf_probs.gather(1, route.leaf[:, None])
     level = route.level_probs.gather(1, route.level[:, None])
-    gate = leaf * level                                                         # (B, 1)
+    gate = leaf * level  # (B, 1)
     chosen = expert_table[route.leaf, route.level]
     return (gate / gate.detach() * _relative(l1).gather(1, chosen[:, None])).mean()
 
@@ -51,5 +51,5 @@ def uncertainty_loss(estimate: Estimate, center: Tensor) -> Tensor:
 
 def load_loss(route: Route) -> Tensor:
     """Eq. 8: standard deviation over mean of the levels' soft loads along the path."""
-    load = route.level_probs.mean(0)                                            # (levels,)
+    load = route.level_probs.mean(0)  # (levels,)
     return load.std(unbiased=False) / load.mean()

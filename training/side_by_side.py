@@ -20,9 +20,9 @@ from tqdm import tqdm
 from training import loop
 from training.loop import Budget, Progress, learning_rate, load_state, save_state
 
-CHUNK = 500                                 # steps whose windows are drawn at once
-ROUNDS = 20                                 # steps of every lane between two looks at the clock
-UNRECORDED = 3                              # first steps of a lane, which choose kernels and compile
+CHUNK = 500  # steps whose windows are drawn at once
+ROUNDS = 20  # steps of every lane between two looks at the clock
+UNRECORDED = 3  # first steps of a lane, which choose kernels and compile
 
 
 class Lane:
@@ -48,9 +48,13 @@ class Lane:
         first = next(module.parameters())
         self.on_gpu = first.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=torch.tensor(budget.lr, device=first.device),
-            weight_decay=budget.weight_decay, betas=(0.9, 0.99), capturable=self.on_gpu, fused=True,
-        )  # fmt: skip
+            self.parameters.values(),
+            lr=torch.tensor(budget.lr, device=first.device),
+            weight_decay=budget.weight_decay,
+            betas=(0.9, 0.99),
+            capturable=self.on_gpu,
+            fused=True,
+        )
         self.average = {key: value.detach().clone() for key, value in module.state_dict().items()}
         self.progress = Progress()
         if state.is_file():

@@ -156,9 +156,14 @@ def uncertainty(measured: dict[str, Any]) -> list[str]:
     pooled: dict[str, list[list[float]]] = {"in": [], "out": []}
     for task in Task:
         pairs = {
-            band: [pair for case in cases(f"single-{band}") if case.tasks == (task,)
-                   for pair in measured.get(case.id, {}).get("uncertainty", [])] for band in pooled
-        }  # fmt: skip
+            band: [
+                pair
+                for case in cases(f"single-{band}")
+                if case.tasks == (task,)
+                for pair in measured.get(case.id, {}).get("uncertainty", [])
+            ]
+            for band in pooled
+        }
         if pairs["in"] and pairs["out"]:
             rows.append([task.value, *_meaning(pairs)])
             for band, found in pairs.items():
@@ -190,10 +195,15 @@ def overhead(measured: dict[str, Any] | None) -> list[str]:
         return []
     chosen = next(row["seconds"] for row in measured["rows"] if row["part"] == "chosen expert")
     rows = [
-        [row["part"], f"{row['parameters'] / 1e6:.2f} M", f"{row['megabytes']:.1f} MB",
-         f"{row['gflops']:.1f}", f"{row['seconds'] / chosen:.2f}"]
+        [
+            row["part"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['megabytes']:.1f} MB",
+            f"{row['gflops']:.1f}",
+            f"{row['seconds'] / chosen:.2f}",
+        ]
         for row in measured["rows"]
-    ]  # fmt: skip
+    ]
     side, device = (measured["about"][key] for key in ("side_px", "device"))
     title = (
         f"**What routing costs** for a photo of {side} x {side} on {device} (memory of the weights; time "
@@ -213,10 +223,14 @@ def shapes(measured: dict[str, Any] | None) -> list[str]:
     seconds = {name: [row["seconds"] for row in rows if row["shape"] == name] for name in names}
     fastest = min(sum(times) / len(times) for times in seconds.values())
     body = [
-        [name, f"{size[name] / 1e6:.2f} M", f"{sum(seconds[name]) / len(seconds[name]) / fastest:.1f} ×",
-         *(gain.get((name, task), "") for task in tasks)]
+        [
+            name,
+            f"{size[name] / 1e6:.2f} M",
+            f"{sum(seconds[name]) / len(seconds[name]) / fastest:.1f} ×",
+            *(gain.get((name, task), "") for task in tasks),
+        ]
         for name in names
-    ]  # fmt: skip
+    ]
     title = (
         f"**Network shapes from scratch, {rows[0]['minutes']:.1f} minutes each** (gain over the input in dB "
         f"on {rows[0]['windows']} held-out windows per task; time to restore as a ratio)"
@@ -231,10 +245,13 @@ def ablation(measured: dict[str, Any] | None) -> list[str]:
     for name in dict.fromkeys(row["table"] for row in rows):
         of_table = [row for row in rows if row["table"] == name]
         body = [
-            [row["row"], *(f"{row[band]:.2f}" for band in ("in", "out")),
-             *(" / ".join(map(str, row.get(f"load {band}", []))) for band in ("in", "out"))]
+            [
+                row["row"],
+                *(f"{row[band]:.2f}" for band in ("in", "out")),
+                *(" / ".join(map(str, row.get(f"load {band}", []))) for band in ("in", "out")),
+            ]
             for row in of_table
-        ]  # fmt: skip
+        ]
         first = of_table[0]
         steps, minutes = (
             ", ".join(f"{n:g}" for n in (measured or {})["about"][key]) for key in ("steps", "minutes")

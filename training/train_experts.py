@@ -33,18 +33,16 @@ class Node:
 
     level: int
     index: int
-    rows: np.ndarray                        # rows of the corpus that belong to it
-    parent: str = ""                        # "level-index", empty for ALL
-    task: Task | None = None                # the task of all its rows, where there is one
+    rows: np.ndarray  # rows of the corpus that belong to it
+    parent: str = ""  # "level-index", empty for ALL
+    task: Task | None = None  # the task of all its rows, where there is one
 
     @property
     def name(self) -> str:
         return f"{self.level}-{self.index}"
 
 
-def nodes_of(
-    tree: DegradationTree, leaf: np.ndarray, corpus: Corpus, e: Tensor | None = None
-) -> list[Node]:
+def nodes_of(tree: DegradationTree, leaf: np.ndarray, corpus: Corpus, e: Tensor | None = None) -> list[Node]:
     """The nodes of a tree with their rows of the corpus, in training order (parents first); `leaf` (recipes,)
     holds each recipe's leaf.
 
@@ -87,9 +85,13 @@ def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> T
 
 
 def kept_loss(
-    network: Callable[[Tensor], Tensor], earlier: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor,
-    faded: Tensor, keep: float,
-) -> Tensor:  # fmt: skip
+    network: Callable[[Tensor], Tensor],
+    earlier: Callable[[Tensor], Tensor],
+    lq: Tensor,
+    hq: Tensor,
+    faded: Tensor,
+    keep: float,
+) -> Tensor:
     """`pixel_loss`, but what is not `faded` (B,) is compared with what the `earlier` expert made of it, and
     weighs `keep`: that expert's skill in colour cost more steps than it now gets.
     """
@@ -222,9 +224,12 @@ class Trainer:
         return functools.partial(self.functional(shape), weights)
 
     def _loss_of(
-        self, forward: Callable[[dict[str, Tensor], Tensor], Tensor],
-        earlier: Callable[[Tensor], Tensor] | None, parameters: dict[str, Tensor], places: Tensor,
-    ) -> Tensor:  # fmt: skip
+        self,
+        forward: Callable[[dict[str, Tensor], Tensor], Tensor],
+        earlier: Callable[[Tensor], Tensor] | None,
+        parameters: dict[str, Tensor],
+        places: Tensor,
+    ) -> Tensor:
         return self._loss(functools.partial(forward, parameters), earlier, places)
 
     def _loss(

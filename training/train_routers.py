@@ -87,8 +87,9 @@ def draw_rows(
 
     for number in range(config.recipes * len(Task)):
         task = list(Task)[number % len(Task)] if setting == "single" else None
-        recipe = draw_recipe(seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task,
-                             real_rain=bool(photos.rain))  # fmt: skip
+        recipe = draw_recipe(
+            seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task, real_rain=bool(photos.rain)
+        )
         for part, count in ((photos, config.photos_per_recipe), (trained, config.trained_photos_per_recipe)):
             for i in random.choice(len(part.clean), min(count, len(part.clean)), replace=False):
                 add(number, part.clean[i], recipe)
@@ -173,8 +174,14 @@ def _embed_one(
     pair = at_least(load_image(photos.folder / row.source), px) if row.source else clean
     both = torch.cat((clean, pair))
     if not row.whole:
-        sides = [max(extractor.config.view_px, px, round(side * float(LEAST_PART + (1 - LEAST_PART)
-                 * torch.rand((), generator=place)))) for side in clean.shape[2:]]  # fmt: skip
+        sides = [
+            max(
+                extractor.config.view_px,
+                px,
+                round(side * float(LEAST_PART + (1 - LEAST_PART) * torch.rand((), generator=place))),
+            )
+            for side in clean.shape[2:]
+        ]
         both = random_window(both, sides[0], sides[1], place)
     clean = both[:1]
     degraded = both[1:] if row.source else row.recipe.apply(clean, photos.maps)

@@ -23,13 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from unirestorer.checkpoint import (
-    Checkpoint,
-    add_part,
-    add_router,
-    add_to_config,
-    add_tree,
-)
+from unirestorer.checkpoint import Checkpoint, add_part, add_router, add_to_config, add_tree
 from unirestorer.config import RoutersConfig, from_dict, to_dict
 from unirestorer.experts import DEFAULT_TILE_PX
 from unirestorer.files import sha256
@@ -198,10 +192,7 @@ def _one_round(model: UniRestorer, case: Case, meter: Meter) -> None:
 def _auto_beside_expert(model: UniRestorer, case: Case) -> dict[str, float]:
     x = load_image(case.photo)
     expert = model.inspect(x).route.expert
-    works = (
-        lambda: model(x, tile_px=case.tile_px),
-        lambda: model.experts(x, expert, tile_px=case.tile_px),
-    )
+    works = (lambda: model(x, tile_px=case.tile_px), lambda: model.experts(x, expert, tile_px=case.tile_px))
     pairs = []
     for turn in range(case.repeats):
         order = (0, 1) if turn % 2 == 0 else (1, 0)  # neither always runs in the other's wake
@@ -280,9 +271,7 @@ def grow(source: Checkpoint, folder: Path, count: int) -> None:
     for file in files[1:]:
         os.link(folder / files[0], folder / file)
     add_to_config(
-        folder,
-        files=dict.fromkeys(files, sha256(data)),
-        experts=dict.fromkeys(grown.expert_names, shape),
+        folder, files=dict.fromkeys(files, sha256(data)), experts=dict.fromkeys(grown.expert_names, shape)
     )
 
 

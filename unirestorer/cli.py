@@ -60,7 +60,6 @@ class Photo:
     seconds: float
 
 
-
 class PhotoError(ValueError):
     """One photo cannot be processed; a run over several goes on without it."""
 
@@ -152,9 +151,7 @@ def restore(args: argparse.Namespace) -> int:
                 result = model(photo.x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
                 seconds = {"decode": photo.seconds, **result.seconds}
             else:
-                result = model.apply(
-                    photo.x, known.estimate, known.route, tile_px=tile_px, progress=progress
-                )
+                result = model.apply(photo.x, known.estimate, known.route, tile_px=tile_px, progress=progress)
                 seconds = {**known.seconds, **result.seconds}
                 seconds["decode"] += photo.seconds
         clock = Clock()
@@ -184,9 +181,7 @@ def restore(args: argparse.Namespace) -> int:
             write_text(args.report, json.dumps(in_order, indent=1))
     if journal is not None:
         journal.close(complete=not failures)
-        restored = Counter(
-            (entry["expert"], entry["expert_name"]) for entry in list(entries.values())[kept:]
-        )
+        restored = Counter((entry["expert"], entry["expert_name"]) for entry in list(entries.values())[kept:])
         lines = summary(restored, len(photos), kept, len(failures), time.perf_counter() - started)
         print(*lines, sep="\n", file=sys.stderr)
     return tell(failures, len(photos))
@@ -287,7 +282,6 @@ def bench(args: argparse.Namespace) -> int:
     cases = len(args.sizes) * len(args.batch) + bool(args.experts)
     layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
     with tqdm(total=cases, bar_format=layout, leave=False, disable=None, file=sys.stderr) as bar:
-
         begun: list[str] = []
 
         def told(what: str) -> None:

@@ -108,9 +108,10 @@ class ExpertsConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     by_node: dict[str, NetworkConfig] = field(
-        default_factory=lambda: {
-            task.value: WIDE_WINDOW for task in (Task.DERAIN, Task.DEHAZE, Task.DEBLUR, Task.DESNOW)
-        } | {Task.LOWLIGHT.value: WIDEST_WINDOW}
+        default_factory=lambda: (
+            {task.value: WIDE_WINDOW for task in (Task.DERAIN, Task.DEHAZE, Task.DEBLUR, Task.DESNOW)}
+            | {Task.LOWLIGHT.value: WIDEST_WINDOW}
+        )
     )  # "level-index" or a task's name -> another shape
     steps: tuple[int, ...] = (60000, 15000, 5000)
     minutes: tuple[float, ...] = (75.0, 17.0, 5.0)  # of each expert; on a GPU of all of a level, side by side
@@ -193,11 +194,20 @@ PRESETS: dict[str, Config] = {
         corpus=CorpusConfig(recipes=12, photos_per_recipe=2, clean=12),
         tree=TreeConfig(minimum_samples=2),
         experts=ExpertsConfig(
-            network=NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)), by_node={},
-            steps=(8, 3, 2), minutes=(0.3, 0.1, 0.05), batch=2, patch_px=32,
+            network=NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1)),
+            by_node={},
+            steps=(8, 3, 2),
+            minutes=(0.3, 0.1, 0.05),
+            batch=2,
+            patch_px=32,
         ),
         routers=RoutersConfig(
-            recipes=6, photos_per_recipe=2, trained_photos_per_recipe=1, table_rows=21, crop_px=64, steps=40,
+            recipes=6,
+            photos_per_recipe=2,
+            trained_photos_per_recipe=1,
+            table_rows=21,
+            crop_px=64,
+            steps=40,
             batch=32,
         ),
         map=MapConfig(points=120, neighbors=5),
@@ -211,13 +221,16 @@ PRESETS: dict[str, Config] = {
         experts=ExpertsConfig(
             network=RESTORMER_PAPER,
             by_node={Task.LOWLIGHT.value: RETINEXFORMER_PAPER},
-            steps=(300000, 300000, 300000), minutes=(2880.0, 2880.0, 2880.0),
-            batch=8, patch_px=128, lr=(3e-4, 3e-4, 3e-4),
+            steps=(300000, 300000, 300000),
+            minutes=(2880.0, 2880.0, 2880.0),
+            batch=8,
+            patch_px=128,
+            lr=(3e-4, 3e-4, 3e-4),
         ),
         corpus=CorpusConfig(recipes=1000, photos_per_recipe=16, clean=4000),
         routers=RoutersConfig(crop_px=256, batch=8, steps=20000),
     ),
-}  # fmt: skip
+}
 
 SETTINGS: dict[str, TreeConfig] = {
     "single": TreeConfig(setting="single", levels=(1, 7, 19)),

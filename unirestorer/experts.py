@@ -129,9 +129,7 @@ class ExpertBank:
                 done += len(rows)
         return x.to(torch.float32) if restored is None else restored  # no photo at all
 
-    def _pass(
-        self, number: int, x: Tensor, tile_px: int | None, progress: Callable[[float], None]
-    ) -> Tensor:
+    def _pass(self, number: int, x: Tensor, tile_px: int | None, progress: Callable[[float], None]) -> Tensor:
         """One expert over x (B, 3, H, W), with smaller tiles and then the CPU where memory runs out."""
         device, tile = self.device, tile_px
         while True:

@@ -24,9 +24,9 @@ class Placement:
     """A DR on the map."""
 
     xy: tuple[float, float]
-    neighbors: tuple[int, ...]              # points of the map, nearest first
-    distance: float                         # mean distance to them in DR space
-    distance_percentile: float              # share of held-out training photos that lie nearer, 0 to 100
+    neighbors: tuple[int, ...]  # points of the map, nearest first
+    distance: float  # mean distance to them in DR space
+    distance_percentile: float  # share of held-out training photos that lie nearer, 0 to 100
     spread: float  # root mean square distance of the neighbours from xy, as a share of the map's width
 
 

@@ -140,8 +140,8 @@ class UniRestorer:
         A photo in black and white stays one; the experts, who know coloured ones, would leave faint tints.
         """
         clock = Clock()
-        if len(route.expert) == 1:                                              # a batch loads as it goes
-            with contextlib.suppress(torch.OutOfMemoryError):                   # the bank will find a way
+        if len(route.expert) == 1:  # a batch loads as it goes
+            with contextlib.suppress(torch.OutOfMemoryError):  # the bank will find a way
                 self.experts.network(int(route.expert))
         clock.stop("load")
         image = self.experts(x, route.expert, tile_px=tile_px, progress=progress)  # (B, 3, H, W)

@@ -57,17 +57,16 @@ class Router(nn.Module):
     def __init__(self, dim: int, expert_table: Tensor, config: RoutersConfig) -> None:
         super().__init__()
         leaves, levels = expert_table.shape
-        self.head_deg = mlp(dim, config.hidden, dim, config.layers, config.dropout)             # H_d
-        self.head_gran = mlp(dim, config.hidden, dim, config.layers, config.dropout)            # H_g
-        self.gate_leaf = NoisyGate(dim, leaves)                                 # G_d
-        self.gate_level = NoisyGate(dim, levels)                                # G_g
+        self.head_deg = mlp(dim, config.hidden, dim, config.layers, config.dropout)  # H_d
+        self.head_gran = mlp(dim, config.hidden, dim, config.layers, config.dropout)  # H_g
+        self.gate_leaf = NoisyGate(dim, leaves)  # G_d
+        self.gate_level = NoisyGate(dim, levels)  # G_g
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.register_buffer("expert_table", expert_table, persistent=False)
 
     def standardised(self, e: Tensor) -> Tensor:
-        """DRs or centres (..., D) in the space of the heads: zero mean, unit variance over the training DRs.
-        """
+        """DRs or centres (..., D) as the heads see them: zero mean, unit variance over the training DRs."""
         return (e - self.mean) / self.std
 
     def estimate(self, e: Tensor) -> Estimate:
@@ -82,13 +81,13 @@ class Router(nn.Module):
 
         Raises ValueError when the mask leaves nothing.
         """
-        leaf_logits = self.gate_leaf(estimate.e_deg)                            # (B, leaves)
+        leaf_logits = self.gate_leaf(estimate.e_deg)  # (B, leaves)
         if leaf_mask is not None:
             leaf_mask = leaf_mask.to(leaf_logits.device).expand_as(leaf_logits)
             if not leaf_mask.any(1).all():
                 raise ValueError("the instruction prunes every leaf of the tree: keep at least one task")
             leaf_logits = leaf_logits.masked_fill(~leaf_mask, -torch.inf)
-        leaf_probs = leaf_logits.softmax(-1)                                    # (B, leaves)
-        level_probs = self.gate_level(estimate.log_e_gran).softmax(-1)          # (B, levels)
-        leaf, level = leaf_probs.argmax(-1), level_probs.argmax(-1)             # (B,)
+        leaf_probs = leaf_logits.softmax(-1)  # (B, leaves)
+        level_probs = self.gate_level(estimate.log_e_gran).softmax(-1)  # (B, levels)
+        leaf, level = leaf_probs.argmax(-1), level_probs.argmax(-1)  # (B,)
         return Route(leaf_probs, level_probs, leaf, level, self.expert_table[leaf, level])

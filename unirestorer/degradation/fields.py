@@ -32,8 +32,9 @@ def _scatter(size: tuple[int, int], reach: tuple[int, int], per_pixel: float, ge
     return torch.stack([_uniform(count, -r, s + r, generator) for s, r in zip(size, reach, strict=True)])
 
 
-def _stamp(size: tuple[int, int], reach: tuple[int, int], centres: Tensor, marks: Tensor,
-           draw: Callable[..., Tensor]) -> Tensor:
+def _stamp(
+    size: tuple[int, int], reach: tuple[int, int], centres: Tensor, marks: Tensor, draw: Callable[..., Tensor]
+) -> Tensor:
     """(H, W) sum of n marks, valued `draw(dy, dx, *marks)` at pixel offsets dy, dx; `marks` is (P, n)."""
     pad_y, pad_x = 2 * reach[0] + 1, 2 * reach[1] + 1
     stride = size[1] + 2 * pad_x
@@ -44,11 +45,11 @@ def _stamp(size: tuple[int, int], reach: tuple[int, int], centres: Tensor, marks
     for centre, mark in zip(centres.split(step, dim=1), marks.split(step, dim=1), strict=True):
         corner = centre.floor()
         fraction_y, fraction_x = (centre - corner)[:, :, None, None]
-        value = draw(ky - fraction_y, kx - fraction_x, *mark[:, :, None, None])             # (n, kh, kw)
+        value = draw(ky - fraction_y, kx - fraction_x, *mark[:, :, None, None])  # (n, kh, kw)
         first = (corner[0].long() + pad_y) * stride + corner[1].long() + pad_x
         index = first[:, None, None] + (ky * stride + kx)
         canvas.index_add_(0, index.flatten(), value.flatten())  # one-dimensional: serial, hence deterministic
-    return canvas.view(-1, stride)[pad_y:pad_y + size[0], pad_x:pad_x + size[1]].clone()
+    return canvas.view(-1, stride)[pad_y : pad_y + size[0], pad_x : pad_x + size[1]].clone()
 
 
 def _streak(dy: Tensor, dx: Tensor, angle: Tensor, half: Tensor, sigma: Tensor, peak: Tensor) -> Tensor:
@@ -57,8 +58,15 @@ def _streak(dy: Tensor, dx: Tensor, angle: Tensor, half: Tensor, sigma: Tensor, 
     return peak * (1 - along * along).clamp_min_(0) * torch.exp(-0.5 * across * across)
 
 
-def rain_field(height: int, width: int, strength: float, angle_deg: float, length_px: float, width_px: float,
-               generator: Generator) -> Tensor:
+def rain_field(
+    height: int,
+    width: int,
+    strength: float,
+    angle_deg: float,
+    length_px: float,
+    width_px: float,
+    generator: Generator,
+) -> Tensor:
     """Streak layer r of rain, x = clip(y + r) (section B, Eq. C). Returns (1, H, W) in [0, 1].
 
     `strength` is the number of distinct streaks per 256 x 256 px (twice as many faint far ones come on top);
@@ -69,23 +77,36 @@ def rain_field(height: int, width: int, strength: float, angle_deg: float, lengt
     slope = math.radians(min(abs(angle_deg), 86))
     for per_strength, long, wide, bright in RAIN_LAYERS:
         half, sigma = max(0.5 * length_px * long, 1.0), (0.2 + 0.14 * width_px) * wide
-        reach = (math.ceil(1.2 * half * math.cos(max(slope - 0.05, 0)) + 2.5 * sigma * math.sin(slope) + 1),
-                 math.ceil(1.2 * half * math.sin(slope + 0.05) + 2.5 * sigma))
+        reach = (
+            math.ceil(1.2 * half * math.cos(max(slope - 0.05, 0)) + 2.5 * sigma * math.sin(slope) + 1),
+            math.ceil(1.2 * half * math.sin(slope + 0.05) + 2.5 * sigma),
+        )
         centres = _scatter((height, width), reach, per_strength * max(strength, 0) / 256**2, generator)
         count = centres.shape[1]
         peak = 0.44 * bright * (max(strength, 0) / 80) ** 0.1 * (5 / max(width_px, 1)) ** 0.5
-        marks = torch.stack([
-            torch.deg2rad(angle_deg + _uniform(count, -2, 2, generator)),
-            half * _uniform(count, 0.6, 1.15, generator),
-            torch.full((count,), sigma),
-            peak * _uniform(count, 0.15, 1, generator) ** 1.5,
-        ])
+        marks = torch.stack(
+            [
+                torch.deg2rad(angle_deg + _uniform(count, -2, 2, generator)),
+                half * _uniform(count, 0.6, 1.15, generator),
+                torch.full((count,), sigma),
+                peak * _uniform(count, 0.15, 1, generator) ** 1.5,
+            ]
+        )
         field += _stamp((height, width), reach, centres, marks, _streak)
     return field.clamp_(0, 1)[None]
 
 
-def _flake(dy: Tensor, dx: Tensor, radius: Tensor, opacity: Tensor, tilt: Tensor, stretch: Tensor,
-           lobe: Tensor, turn: Tensor, rim: Tensor) -> Tensor:
+def _flake(
+    dy: Tensor,
+    dx: Tensor,
+    radius: Tensor,
+    opacity: Tensor,
+    tilt: Tensor,
+    stretch: Tensor,
+    lobe: Tensor,
+    turn: Tensor,
+    rim: Tensor,
+) -> Tensor:
     """Optical depth of a flake: -log of the share of light that passes, so that overlapping flakes add up."""
     along = (dy * tilt.cos() + dx * tilt.sin()) / stretch
     across = dx * tilt.cos() - dy * tilt.sin()
@@ -105,24 +126,28 @@ def snow_field(height: int, width: int, density: float, generator: Generator) ->
     density = max(density, 0.0)
     grow = 0.75 + 0.5 * density
     # flakes per pixel, radius in px (low, high), opacity (low, high), softness of the rim
-    classes = ((0.030 * density, 0.5, 1.1, 0.1, 0.6, 0.9),
-               (0.0035 * density, 1.1, 3.0, 0.35, 0.95, 0.5),
-               (0.00012 * density**1.5, 4.0, 11.0, 0.15, 0.5, 0.25))
+    classes = (
+        (0.030 * density, 0.5, 1.1, 0.1, 0.6, 0.9),
+        (0.0035 * density, 1.1, 3.0, 0.35, 0.95, 0.5),
+        (0.00012 * density**1.5, 4.0, 11.0, 0.15, 0.5, 0.25),
+    )
     depth = torch.zeros(height, width)
     for per_pixel, small, large, faint, dense, rim in classes:
         bound = math.ceil(large * grow * stretch * (1 + rim) + 1)
         reach = (bound, bound)
         centres = _scatter((height, width), reach, per_pixel, generator)
         count = centres.shape[1] if density > 0 else 0
-        marks = torch.stack([
-            grow * (small + (large - small) * torch.rand(count, generator=generator) ** 2),
-            _uniform(count, faint, dense, generator),
-            torch.deg2rad(wind_deg + _uniform(count, -25, 25, generator)),
-            torch.full((count,), stretch),
-            _uniform(count, 0, 0.25, generator),
-            _uniform(count, 0, 2 * math.pi, generator),
-            torch.full((count,), rim),
-        ])
+        marks = torch.stack(
+            [
+                grow * (small + (large - small) * torch.rand(count, generator=generator) ** 2),
+                _uniform(count, faint, dense, generator),
+                torch.deg2rad(wind_deg + _uniform(count, -25, 25, generator)),
+                torch.full((count,), stretch),
+                _uniform(count, 0, 0.25, generator),
+                _uniform(count, 0, 2 * math.pi, generator),
+                torch.full((count,), rim),
+            ]
+        )
         depth += _stamp((height, width), reach, centres[:, :count], marks, _flake)
     return (1 - torch.exp(-depth)).clamp_(0, 1)[None]
 

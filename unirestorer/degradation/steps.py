@@ -81,7 +81,7 @@ class Lowlight:
             height, width = image.shape[-2:]
             light = scene.maps["light"].draw(height, width, generator)[None].to(image).clamp(0.02, 1)
         else:
-            light = fields.illumination_map(scene.clean)    # (B, 1, H, W)
+            light = fields.illumination_map(scene.clean)  # (B, 1, H, W)
         return image / light * light**self.gamma
 
     @property

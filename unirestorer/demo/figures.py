@@ -31,11 +31,14 @@ def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") ->
     figure = go.Figure()
     for name, colour, symbol, rows in _groups(map_, tree, by):
         figure.add_scatter(
-            x=map_.xy[rows, 0], y=map_.xy[rows, 1], mode="markers", name=name,
+            x=map_.xy[rows, 0],
+            y=map_.xy[rows, 1],
+            mode="markers",
+            name=name,
             marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
             text=[html.escape(text) for text in map_.text[rows].tolist()],
             hovertemplate="%{text}<extra></extra>",
-        )  # fmt: skip
+        )
     _draw_tree(figure, map_, tree)
     figure.update_layout(
         template="none",
@@ -78,9 +81,7 @@ def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[
     return groups
 
 
-def _clusters(
-    map_: DegradationMap, tree: DegradationTree, by: str
-) -> list[tuple[str, str, str, np.ndarray]]:
+def _clusters(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[str, str, str, np.ndarray]]:
     """The same where tasks mix: by leaf ("subgroup"), else by the clusters right below ALL."""
     level = tree.levels - 1 if by == "subgroup" else min(1, tree.levels - 1)
     nodes = np.where(map_.leaf < 0, -1, tree.expert_table.numpy()[map_.leaf, level])
@@ -135,14 +136,16 @@ def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -
             x += [*map_.center_xy[ends, 0].tolist(), None]
             y += [*map_.center_xy[ends, 1].tolist(), None]
     figure.add_scatter(
-        x=x, y=y, mode="lines", name="tree", hoverinfo="skip",
-        line={"color": LINE_COLOUR, "width": 1.2},
-    )  # fmt: skip
+        x=x, y=y, mode="lines", name="tree", hoverinfo="skip", line={"color": LINE_COLOUR, "width": 1.2}
+    )
     level_of = [tree.level_of(node)[0] for node in range(len(tree.expert_names))]
     labelled = min(1, tree.levels - 1)  # the types: few enough to be read
     named = [(node, tree.words(node)) for node, level in enumerate(level_of) if level == labelled]
     figure.add_scatter(
-        x=map_.center_xy[:, 0], y=map_.center_xy[:, 1], mode="markers", name="centres",
+        x=map_.center_xy[:, 0],
+        y=map_.center_xy[:, 1],
+        mode="markers",
+        name="centres",
         marker={
             "color": theme.node_colours(tree),
             "size": [16 - 9 * level / max(tree.levels - 1, 1) for level in level_of],
@@ -150,7 +153,7 @@ def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -
         },
         text=[html.escape(words.expert_label(tree, node)) for node in range(len(level_of))],
         hovertemplate="centre of %{text}<extra></extra>",
-    )  # fmt: skip
+    )
     places = map_.center_xy[[node for node, _ in named]].tolist()
     texts = [name for _, name in named]
     if (map_.task == "clean").any():
@@ -160,12 +163,15 @@ def _draw_tree(figure: go.Figure, map_: DegradationMap, tree: DegradationTree) -
     if len(texts) > len(named):
         sides[-1] = "bottom center"  # amid the others: mild degradations lie all around
     figure.add_scatter(
-        x=[place[0] for place in places], y=[place[1] for place in places],
-        mode="markers+text", name="names",
+        x=[place[0] for place in places],
+        y=[place[1] for place in places],
+        mode="markers+text",
+        name="names",
         marker={"size": 18, "opacity": 0},  # keeps the words off the centres
-        text=[f"<b>{_in_lines(text)}</b>" for text in texts], textposition=sides,
+        text=[f"<b>{_in_lines(text)}</b>" for text in texts],
+        textposition=sides,
         hoverinfo="skip",
-    )  # fmt: skip
+    )
 
 
 def _in_lines(name: str) -> str:
@@ -188,17 +194,26 @@ def add_star(figure: go.Figure) -> None:
     Two traces, the lines to its neighbours and the star. Moving them takes a fifth of drawing the map anew.
     """
     figure.add_scatter(
-        x=[None], y=[None], mode="lines", name="neighbours", hoverinfo="skip",
+        x=[None],
+        y=[None],
+        mode="lines",
+        name="neighbours",
+        hoverinfo="skip",
         line={"color": "#111827", "width": 1},
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=[None], y=[None], mode="markers", name="your photo",
+        x=[None],
+        y=[None],
+        mode="markers",
+        name="your photo",
         marker={
-            "symbol": "star", "size": 22, "color": theme.STAR_COLOUR,
+            "symbol": "star",
+            "size": 22,
+            "color": theme.STAR_COLOUR,
             "line": {"color": "#111827", "width": 2},
         },
         hovertemplate="your photo<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def star_place(map_: DegradationMap, report: dict[str, Any]) -> list[dict[str, list[float | None]]]:

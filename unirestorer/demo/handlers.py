@@ -169,9 +169,7 @@ class Handlers:
         result = self.model.inspect(x)
         return Decided(x, replace(result, seconds={**clock.seconds, **result.seconds}))
 
-    def auto(
-        self, photo: str, progress: Progress | None = None, decided: Decided | None = None
-    ) -> Memory:
+    def auto(self, photo: str, progress: Progress | None = None, decided: Decided | None = None) -> Memory:
         """Restore a photo's file in auto mode, as was `decided` already or is now. Raises ValueError for what
         is no photo.
         """

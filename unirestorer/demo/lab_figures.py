@@ -62,8 +62,9 @@ def sweep_figure(tree: DegradationTree, task: Task, points: list[Point]) -> go.F
         "Granularity that the router asks for (%)",
         "Uncertainty (percentile of training photos)",
     )
-    figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.5, 0.25, 0.25],
-                           subplot_titles=titles)  # fmt: skip
+    figure = make_subplots(
+        3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.5, 0.25, 0.25], subplot_titles=titles
+    )
     x = [point.strength for point in points]
     _line(figure, 1, x, [point.degraded for point in points], "as degraded", LINE_COLOUR, "longdashdot", None)
     for level, name in enumerate(words.level_words(tree)):
@@ -72,12 +73,21 @@ def sweep_figure(tree: DegradationTree, task: Task, points: list[Point]) -> go.F
         share = [100 * point.report["levels"][level]["probability"] for point in points]
         _line(figure, 2, x, share, name, *look, legend=False)
     figure.add_scatter(
-        x=x, y=[point.auto for point in points], mode="markers", name="auto",
-        marker={"symbol": "star", "size": 14, "color": theme.STAR_COLOUR,
-                "line": {"color": DARK, "width": 1.5}},
+        x=x,
+        y=[point.auto for point in points],
+        mode="markers",
+        name="auto",
+        marker={
+            "symbol": "star",
+            "size": 14,
+            "color": theme.STAR_COLOUR,
+            "line": {"color": DARK, "width": 1.5},
+        },
         text=[html.escape(words.plain(point.report["expert_name"])) for point in points],
-        hovertemplate="auto: %{text}, %{y:.1f} dB<extra></extra>", row=1, col=1,
-    )  # fmt: skip
+        hovertemplate="auto: %{text}, %{y:.1f} dB<extra></extra>",
+        row=1,
+        col=1,
+    )
     sure = [point.report.get("e_gran_percentile") for point in points]
     _line(figure, 3, x, sure, "uncertainty", theme.TASK_COLOURS[task], "solid", "circle", legend=False)
     _mark(figure, task, points)
@@ -91,11 +101,17 @@ def sweep_figure(tree: DegradationTree, task: Task, points: list[Point]) -> go.F
     figure.update_xaxes(range=[start, end], showgrid=False, zeroline=False)
     figure.update_xaxes(title_text=words.strength_label(task), row=3, col=1)
     figure.update_layout(
-        template="none", height=640, margin={"l": 36, "r": 12, "t": 30, "b": 120}, dragmode=False,
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 13}, hovermode="closest",
+        template="none",
+        height=640,
+        margin={"l": 36, "r": 12, "t": 30, "b": 120},
+        dragmode=False,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13},
+        hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": -0.14, "xanchor": "left", "yanchor": "top"},
         modebar={"remove": ["toImage", "select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"]},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -106,14 +122,29 @@ def _level_look(task: Task, level: int, levels: int) -> tuple[str, str, str]:
 
 
 def _line(
-    figure: go.Figure, row: int, x: list[float], y: list[Any], name: str, colour: str, dash: str,
-    symbol: str | None, *, legend: bool = True,
-) -> None:  # fmt: skip
+    figure: go.Figure,
+    row: int,
+    x: list[float],
+    y: list[Any],
+    name: str,
+    colour: str,
+    dash: str,
+    symbol: str | None,
+    *,
+    legend: bool = True,
+) -> None:
     figure.add_scatter(
-        x=x, y=y, name=name, mode="lines+markers" if symbol else "lines", showlegend=legend,
-        line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol or "circle", "size": 6},
-        hovertemplate=f"{html.escape(name)}: %{{y:.1f}}<extra></extra>", row=row, col=1,
-    )  # fmt: skip
+        x=x,
+        y=y,
+        name=name,
+        mode="lines+markers" if symbol else "lines",
+        showlegend=legend,
+        line={"color": colour, "dash": dash, "width": 2},
+        marker={"symbol": symbol or "circle", "size": 6},
+        hovertemplate=f"{html.escape(name)}: %{{y:.1f}}<extra></extra>",
+        row=row,
+        col=1,
+    )
 
 
 def _mark(figure: go.Figure, task: Task, points: list[Point]) -> None:
@@ -126,9 +157,13 @@ def _mark(figure: go.Figure, task: Task, points: list[Point]) -> None:
         place: dict[str, Any] = {"row": row, "col": 1}
         figure.add_vline(x=end, line={"color": theme.STAR_COLOUR, "width": 2.5}, name="here", **place)
         figure.add_vrect(
-            x0=edge, x1=end, fillcolor="rgba(100,116,139,0.16)", line_width=0, **place,
+            x0=edge,
+            x1=end,
+            fillcolor="rgba(100,116,139,0.16)",
+            line_width=0,
+            **place,
             **(note if row == 1 else {}),
-        )  # fmt: skip
+        )
         for strength, _ in changes[1:]:
             look = {"color": LINE_COLOUR, "width": 1, "dash": "dash"}
             figure.add_vline(x=strength, line=look, **place)
@@ -141,18 +176,32 @@ def trajectory_figure(
     figure = map_figure(map_, tree)
     places = [(point.report["map"]["x"], point.report["map"]["y"]) for point in points]
     figure.add_scatter(
-        x=[x for x, _ in places], y=[y for _, y in places], mode="lines+markers", name="sweep",
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        mode="lines+markers",
+        name="sweep",
         line={"color": DARK, "width": 2.5},
-        marker={"size": [13, *[8] * (len(points) - 1)], "color": theme.STAR_COLOUR,
-                "line": {"color": DARK, "width": 1.5}},
+        marker={
+            "size": [13, *[8] * (len(points) - 1)],
+            "color": theme.STAR_COLOUR,
+            "line": {"color": DARK, "width": 1.5},
+        },
         text=[f"{words.STRENGTHS[task]}: {point.strength:.3g}" for point in points],
         hovertemplate="%{text}<extra></extra>",
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=[places[-1][0]], y=[places[-1][1]], mode="markers", name="here", hoverinfo="skip",
-        marker={"size": 22, "symbol": "star", "color": theme.STAR_COLOUR,
-                "line": {"color": DARK, "width": 1.5}},
-    )  # fmt: skip
+        x=[places[-1][0]],
+        y=[places[-1][1]],
+        mode="markers",
+        name="here",
+        hoverinfo="skip",
+        marker={
+            "size": 22,
+            "symbol": "star",
+            "color": theme.STAR_COLOUR,
+            "line": {"color": DARK, "width": 1.5},
+        },
+    )
     return figure
 
 

@@ -294,26 +294,28 @@ def _connect(
             updates[sweep.trajectory] = gr.Plot(way, visible=True)
         return updates
 
-    settings: dict[str, Any] = {
-        "api_visibility": "private",
-        "concurrency_id": queue,
-        "concurrency_limit": 1,
-    }
+    settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": queue, "concurrency_limit": 1}
     shown = [display.verdict, display.slider, display.scores, display.sure]
     others = list(controls.others.values())
-    inputs = {
-        controls.photo, controls.task, controls.strength, controls.seed, controls.backwards, *others,
-    }  # fmt: skip
+    inputs = {controls.photo, controls.task, controls.strength, controls.seed, controls.backwards, *others}
     quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
     moved = [controls.strength, controls.seed, controls.backwards, *others]
     gr.on(
         [tab.select, controls.photo.change, *(component.input for component in moved)],
-        run, inputs, shown, **quiet, **settings,
-    )  # fmt: skip
+        run,
+        inputs,
+        shown,
+        **quiet,
+        **settings,
+    )
     controls.task.input(
-        choose, controls.task, [controls.strength, *others], api_visibility="private", queue=False,
+        choose,
+        controls.task,
+        [controls.strength, *others],
+        api_visibility="private",
+        queue=False,
         show_progress="hidden",
-    ).then(run, inputs, shown, show_progress="hidden", **settings)  # fmt: skip
+    ).then(run, inputs, shown, show_progress="hidden", **settings)
     sweep.button.click(
         run_sweep,
         inputs,

@@ -140,9 +140,18 @@ def _fill(page: gr.Blocks, handlers: Handlers, models: Sequence[UniRestorer], su
             add_batch(handlers, MODEL_QUEUE)
         with gr.Tab("Lessons", id="lessons") as lessons_tab:
             add_lessons(
-                page, handlers, lessons_tab, running, tabs, memory, card.photo, sidebar.tasks, lab, return_,
+                page,
+                handlers,
+                lessons_tab,
+                running,
+                tabs,
+                memory,
+                card.photo,
+                sidebar.tasks,
+                lab,
+                return_,
                 examples,
-            )  # fmt: skip
+            )
         with gr.Tab("Model card", id="card") as card_tab:
             with gr.Column(elem_classes="card", elem_id="model-card"):
                 gr.HTML(card_html(model))
@@ -273,11 +282,7 @@ def _explanations(model: UniRestorer, start: panels.Panels) -> Explanations:
     with gr.Column(scale=10, min_width=330, elem_classes="card"):
         gr.HTML(panels.panel_title("what"))
         by = gr.Radio(
-            list(colour_by),
-            value=colour_by[0],
-            label="Colour by",
-            visible=mapped,
-            elem_id="map-by",
+            list(colour_by), value=colour_by[0], label="Colour by", visible=mapped, elem_id="map-by"
         )
         chart = gr.Plot(
             panels.draw_map(model, colour_by[0]),
@@ -379,13 +384,15 @@ def _connect_model(
         return panels.draw_map(handlers.model, by)
 
     explanations.by.change(
-        colour, explanations.by, explanations.map, api_visibility="private",
-        show_progress="hidden", trigger_mode="always_last",
-    )  # fmt: skip
-    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    card.thumbnails.select(
-        choose_example, [sidebar.tasks, sidebar.expert], [card.photo, *outputs], **quiet
+        colour,
+        explanations.by,
+        explanations.map,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
     )
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    card.thumbnails.select(choose_example, [sidebar.tasks, sidebar.expert], [card.photo, *outputs], **quiet)
     card.stop.click(None, cancels=[running], api_visibility="private")
     card.stop.click(lambda: None, None, card.photo, **quiet)  # whose result will not come
     return running
@@ -404,9 +411,7 @@ def _result(
     }
 
 
-def _connect_clicks(
-    sidebar: Sidebar, card: PhotoCard, results: Results, explanations: Explanations
-) -> None:
+def _connect_clicks(sidebar: Sidebar, card: PhotoCard, results: Results, explanations: Explanations) -> None:
     """What sets other components, without the model."""
 
     def choose_expert(event: gr.SelectData, expert: str | None) -> str:
@@ -472,8 +477,10 @@ def _connect_link(
         (lab.strength, "strength", "String(value)"),
         (lab.seed, "seed", "value ? String(value) : ''"),
         (lab.backwards, "backwards", "value ? '1' : ''"),
-        *((slider, one.value, f"value === {NONE[one]:g} ? '' : String(value)")
-          for one, slider in lab.others.items()),
-    ):  # fmt: skip
+        *(
+            (slider, one.value, f"value === {NONE[one]:g} ? '' : String(value)")
+            for one, slider in lab.others.items()
+        ),
+    ):
         follow = f"(value) => {{ window.unirestorerLink('{name}', {value}); }}"
         component.change(None, component, None, js=follow, api_visibility="private")

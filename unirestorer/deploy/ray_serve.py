@@ -164,8 +164,11 @@ def stop() -> None:
 
 def main(words: Iterable[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; what keeps it from starting ends in one line and code 2."""
-    parser = argparse.ArgumentParser(prog="python -m unirestorer.deploy.ray_serve", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m unirestorer.deploy.ray_serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--checkpoint", default="single", help="folder, name in checkpoints/ or hub id")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--replicas", type=int, default=2, help="models that work side by side (default 2)")

@@ -32,7 +32,7 @@ def build_network(config: NetworkConfig) -> Network:
     if config.kind not in NETWORKS:
         raise ValueError(f"unknown network kind {config.kind!r}: choose one of {', '.join(NETWORKS)}")
     _check_shape(config)
-    with torch.device("meta"):                              # shapes without memory
+    with torch.device("meta"):  # shapes without memory
         parameters = sum(p.numel() for p in NETWORKS[config.kind](config).parameters())
     if parameters > MAX_PARAMETERS:
         raise ValueError(

@@ -66,8 +66,8 @@ class LocalMeans:
         before, after = (self.window - 1) // 2, self.window - 1 - (self.window - 1) // 2
         if self.tall:
             first, last = (min(max(y - before, 0), self.height - self.window) for y in (top, bottom - 1))
-            above = min(max(before - top, 0), bottom - 1 - top)                 # windows moved down
-            below = bottom - top - above - (last + 1 - first)                   # windows moved up
+            above = min(max(before - top, 0), bottom - 1 - top)  # windows moved down
+            below = bottom - top - above - (last + 1 - first)  # windows moved up
             sums = sums[:, :, first : last + self.window // self.factors[0]]
         spacing = 1
         for factor in reversed(self.factors[1:]):
@@ -104,7 +104,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1).float()              # (B, H, W, C), no copy where x is channels-last
+        pixels = x.permute(0, 2, 3, 1).float()  # (B, H, W, C), no copy where x is channels-last
         pixels = F.layer_norm(pixels, self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
         return pixels.permute(0, 3, 1, 2).to(x.dtype)
 
@@ -141,9 +141,9 @@ class NAFBlock(nn.Module):
         y = torch.empty_like(x)
         parts = stripes(x, 2 * x.shape[1])
         for top, bottom in parts:
-            first, last = max(top - 1, 0), min(bottom + 1, height)              # what the 3x3 kernel reads
+            first, last = max(top - 1, 0), min(bottom + 1, height)  # what the 3x3 kernel reads
             y[:, :, top:bottom] = self.mix(x[:, :, first:last])[:, :, top - first : bottom - first]
-        means = self.means(y)                               # from here on y becomes the output
+        means = self.means(y)  # from here on y becomes the output
         for top, bottom in parts:
             weighed = self.attend(y[:, :, top:bottom], means.rows(top, bottom))
             y[:, :, top:bottom] = self.finish(x[:, :, top:bottom], weighed)
@@ -187,7 +187,7 @@ class NAFNet(nn.Module):
         width, depth = config.width, len(config.encoder)
         self.config = config
         self.unshuffle = config.unshuffle
-        self.multiple = config.unshuffle * 2**depth         # pixels
+        self.multiple = config.unshuffle * 2**depth  # pixels
         window_px = -(-config.window_px // self.multiple) * self.multiple
 
         def blocks(count: int, level: int) -> nn.Sequential:
@@ -221,7 +221,7 @@ class NAFNet(nn.Module):
         """
         config, depth = self.config, len(self.config.encoder)
         reach = 5 * config.window_px // 4
-        reach += 2 * self.unshuffle + self.unshuffle - 1    # intro and ending; the unshuffled stem
+        reach += 2 * self.unshuffle + self.unshuffle - 1  # intro and ending; the unshuffled stem
         for level, count in enumerate((*config.encoder, config.middle)):
             back = config.decoder[depth - 1 - level] if level < depth else 0
             reach += self.unshuffle * 2**level * (count + back + (level < depth))
@@ -243,6 +243,6 @@ class NAFNet(nn.Module):
             x = down(x)
         x = self.middle(x)
         for up, decoder in zip(self.up, self.decoder, strict=True):
-            x = join(up, x, skips.pop())                    # what was x is free before the blocks run
+            x = join(up, x, skips.pop())  # what was x is free before the blocks run
             x = decoder(x)
         return F.pixel_shuffle(self.ending(x), self.unshuffle)

@@ -21,7 +21,7 @@ class TransposedAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))    # alpha
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))  # alpha
         self.qkv = nn.Sequential(
             nn.Conv2d(channels, 3 * channels, 1, bias=False),
             nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False),
@@ -31,7 +31,7 @@ class TransposedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, 3, self.heads, channels // self.heads, height * width).unbind(1)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)       # (B, heads, C/heads, H*W)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)  # (B, heads, C/heads, H*W)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
         return self.project((weights.to(v.dtype) @ v).reshape(batch, channels, height, width))
 
@@ -78,7 +78,7 @@ class Restormer(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         width, heads, depth = config.width, config.heads, len(config.encoder)
-        self.multiple = 2**depth                            # pixels
+        self.multiple = 2**depth  # pixels
 
         def blocks(count: int, channels: int, level: int) -> nn.Sequential:
             return nn.Sequential(*(TransformerBlock(channels, heads[level]) for _ in range(count)))
@@ -96,7 +96,7 @@ class Restormer(nn.Module):
         self.middle = blocks(config.middle, width * 2**depth, depth)
         self.up, self.reduce, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, count in zip(range(depth - 1, -1, -1), config.decoder, strict=True):
-            below = width * 2 ** (level + 1)                # channels that arrive from the coarser level
+            below = width * 2 ** (level + 1)  # channels that arrive from the coarser level
             kept = below // 2 if level > 0 else below
             self.up.append(
                 nn.Sequential(nn.Conv2d(below, 2 * below, 3, padding=1, bias=False), nn.PixelShuffle(2))

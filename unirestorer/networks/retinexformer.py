@@ -24,7 +24,7 @@ class IlluminationEstimator(nn.Module):
         self.to_map = nn.Conv2d(channels, 3, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        prior = image.mean(1, keepdim=True)                 # L_p
+        prior = image.mean(1, keepdim=True)  # L_p
         feature = self.depthwise(self.fuse(torch.cat([image, prior], dim=1)))
         return self.to_map(feature), feature
 
@@ -39,7 +39,7 @@ class IlluminationAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.rescale = nn.Parameter(torch.ones(heads, 1, 1))        # alpha
+        self.rescale = nn.Parameter(torch.ones(heads, 1, 1))  # alpha
         self.project = nn.Conv2d(channels, channels, 1)
         self.position = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
@@ -50,7 +50,7 @@ class IlluminationAttention(nn.Module):
     def forward(self, x: Tensor, light: Tensor) -> Tensor:
         per_head = (x.shape[0], self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3])
         query, key, value = self.qkv(x).chunk(3, dim=1)
-        q = F.normalize(query.reshape(per_head), dim=-1)            # (B, heads, C/heads, H*W)
+        q = F.normalize(query.reshape(per_head), dim=-1)  # (B, heads, C/heads, H*W)
         k = F.normalize(key.reshape(per_head), dim=-1)
         v = (value * light).reshape(per_head)
         weights = (k @ q.transpose(-2, -1) * self.rescale).softmax(-1)
@@ -127,7 +127,7 @@ class Stage(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         light_map, light = self.estimator(image)
-        lit = image.float() * light_map.float() + image.float()     # I_lu
+        lit = image.float() * light_map.float() + image.float()  # I_lu
         x = self.embed(lit.to(image.dtype))
         skips = []
         for encoder, down, down_light in zip(self.encoder, self.down, self.down_light, strict=True):
@@ -152,7 +152,7 @@ class RetinexFormer(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.multiple = 2 ** len(config.encoder)            # pixels
+        self.multiple = 2 ** len(config.encoder)  # pixels
         self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
 
     def forward(self, x: Tensor) -> Tensor:
