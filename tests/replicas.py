@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from training.draw import draw_photo
+from training.build.draw import draw_photo
 from unirestorer.bench import describe_machine
 from unirestorer.degradation import draw_recipe
 from unirestorer.imaging import encode_image, load_image

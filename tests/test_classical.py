@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from training.__main__ import main
-from training.classical import METHODS, classical, markdown, noise_level
-from training.draw import draw_photo
-from training.protocol import cases
+from training.build.draw import draw_photo
+from training.measure.classical import METHODS, classical, markdown, noise_level
+from training.measure.protocol import cases
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr
 from unirestorer.types import Task

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from training.loop import Budget
-from training.side_by_side import CHUNK, Lane, train_together
-from training.train_experts import pixel_loss
+from training.build.experts import pixel_loss
+from training.build.loop import Budget
+from training.build.side_by_side import CHUNK, Lane, train_together
 from unirestorer.config import NetworkConfig
 from unirestorer.degradation import draw_recipe
 from unirestorer.networks import build_network

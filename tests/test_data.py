@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from training import data
-from training.data import (
+from training.build import data
+from training.build.data import (
     Corpus,
     Photos,
     at_least,
@@ -23,7 +23,7 @@ from training.data import (
     ordered_map,
     render_row,
 )
-from training.draw import draw_photo
+from training.build.draw import draw_photo
 from unirestorer.config import CorpusConfig
 from unirestorer.degradation import Recipe
 from unirestorer.imaging import from_uint8, load_image, to_uint8

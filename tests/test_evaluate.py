@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.curves import UNDEGRADED, curves, steps_curves
-from training.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
-from training.protocol import cases, samples
-from training.tables import results, uncertainty, worst
+from training.measure.curves import UNDEGRADED, curves, steps_curves
+from training.measure.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
+from training.measure.protocol import cases, samples
+from training.measure.tables import results, uncertainty, worst
 from unirestorer.experts import CPU, ExpertBank
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.losses import uncertainty_loss
+from training.build.losses import uncertainty_loss
 from unirestorer import UniRestorer
 from unirestorer.demo.examples import find_examples
 from unirestorer.demo.lab import span

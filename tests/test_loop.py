@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
-from training import loop
-from training.loop import Budget, Progress, learning_rate, train
+from training.build import loop
+from training.build.loop import Budget, Progress, learning_rate, train
 
 STEPS = 40
 FOREIGN = "(?s)state does not fit this training .* delete it to start anew"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import second_generators as second
-from training.protocol import (
+from training.build.split import layer_part_of
+from training.measure import generators as second
+from training.measure.protocol import (
     GROUPS,
     HELD_BACK_LAYERS,
     cases,
@@ -17,7 +18,6 @@ from training.protocol import (
     spaced,
     variant_steps,
 )
-from training.split import layer_part_of
 from unirestorer.degradation import RANGES
 from unirestorer.imaging import save_image
 from unirestorer.types import Task

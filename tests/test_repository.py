@@ -79,7 +79,7 @@ def test_readme_shows_what_was_measured(name: str) -> None:
     """The tables between README's marks are those of the committed metrics."""
     import json
 
-    from training.tables import insert, results
+    from training.measure.tables import insert, results
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     metrics = json.loads((ROOT / f"checkpoints/{name}/metrics.json").read_text(encoding="utf-8"))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training import loop, side_by_side
-from training.loop import Budget
-from training.side_by_side import CHUNK, Lane, train_together
+from training.build import loop, side_by_side
+from training.build.loop import Budget
+from training.build.side_by_side import CHUNK, Lane, train_together
 
 BUDGET = Budget(steps=50, minutes=60, lr=0.02, ema=0.9)
 

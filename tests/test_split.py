@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import split
-from training.split import LAYER_SHARES, SHARES, layer_part_of, make_split, part_of, rain_layers
+from training.build import split
+from training.build.split import LAYER_SHARES, SHARES, layer_part_of, make_split, part_of, rain_layers
 from unirestorer.imaging import save_image
 
 BASE = torch.Generator().manual_seed(5)

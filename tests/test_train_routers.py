@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import find_photos
-from training.draw import draw_photo, draw_photos
-from training.losses import L1_FLOOR, expected_l1, load_loss, uncertainty_loss
-from training.train_routers import (
+from training.build.data import find_photos
+from training.build.draw import draw_photo, draw_photos
+from training.build.losses import L1_FLOOR, expected_l1, load_loss, uncertainty_loss
+from training.build.routers import (
     Embedded,
     draw_rows,
     embed,

@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import train_experts
 from training.__main__ import main, make_run, parse
-from training.ablate import subtree
-from training.compare_shapes import SHAPES
-from training.data import Corpus, Entry, Row, fade, find_photos
-from training.draw import draw_photos
-from training.evaluate import longer_bank
-from training.tables import ablation, overhead, shapes
-from training.train_experts import Trainer, draws, kept_loss, nodes_of
-from training.train_extractor import balanced_rows, report
+from training.build import experts as train_experts
+from training.build.data import Corpus, Entry, Row, fade, find_photos
+from training.build.draw import draw_photos
+from training.build.experts import Trainer, draws, kept_loss, nodes_of
+from training.build.extractor import balanced_rows, report
+from training.measure.ablate import subtree
+from training.measure.evaluate import longer_bank
+from training.measure.shapes import SHAPES
+from training.measure.tables import ablation, overhead, shapes
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.config import CorpusConfig, preset
 from unirestorer.extractor import Extractor
@@ -100,8 +100,8 @@ def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: 
         state = out / "work" / "experts" / "0-0.state.safetensors"
         if name == "killed":
             code = (
-                "import sys, training.loop, training.__main__ as m\n"
-                "training.loop.SAVE_EVERY_S = 0.0\n"
+                "import sys, training.build.loop, training.__main__ as m\n"
+                "training.build.loop.SAVE_EVERY_S = 0.0\n"
                 "m.main(sys.argv[1:])"
             )
             process = subprocess.Popen([sys.executable, "-c", code, "experts", *common], cwd=ROOT)
@@ -324,7 +324,7 @@ def test_some_levels_of_a_tree_are_a_tree() -> None:
 
 
 def test_shapes_are_compared_per_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.compare_shapes.WINDOWS", 4)
+    monkeypatch.setattr("training.measure.shapes.WINDOWS", 4)
     words = ["shapes", "--preset", "tiny", "--out", str(tmp_path), "--workers", "1", "--device", "cpu"]
     settings = ["--set", "experts.steps=1,1,1"]
     assert main([*words, *settings, "--tasks", "denoise"]) == 0

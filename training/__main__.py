@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from training import classical, evaluate, overhead
-from training.ablate import BANDS, Material, ablate
-from training.compare_shapes import compare
-from training.data import Corpus, Photos, find_photos
-from training.draw import draw_photos
-from training.fit_map import fit_map
-from training.fit_tree import fit_tree, leaf_of
-from training.train_experts import Origin, Trainer, nodes_of
-from training.train_extractor import corpus_drs, report, train_extractor
-from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
+from training.build.data import Corpus, Photos, find_photos
+from training.build.draw import draw_photos
+from training.build.experts import Origin, Trainer, nodes_of
+from training.build.extractor import corpus_drs, report, train_extractor
+from training.build.map import fit_map
+from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
+from training.build.tree import fit_tree, leaf_of
+from training.measure import classical, evaluate
+from training.measure import costs as overhead
+from training.measure.ablate import BANDS, Material, ablate
+from training.measure.shapes import compare
 from unirestorer import checkpoint
 from unirestorer.checkpoint import Checkpoint
 from unirestorer.config import Config, CorpusConfig, override, preset, to_dict

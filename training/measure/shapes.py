@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.data import Corpus
-from training.train_experts import Node, Trainer
+from training.build.data import Corpus
+from training.build.experts import Node, Trainer
 from unirestorer.config import ExpertsConfig, NetworkConfig
 from unirestorer.metrics import psnr
 from unirestorer.types import Task

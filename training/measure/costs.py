@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from training.evaluate import machine, store
+from training.measure.evaluate import machine, store
 from unirestorer.bench import timed
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.pipeline import UniRestorer

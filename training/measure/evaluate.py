@@ -1,7 +1,6 @@
 """Measure a checkpoint on the protocol: input, ALL, auto, instruction and oracle, photo by photo.
 
-    python -m training.evaluate --checkpoint DIR --data DIR [--layers DIR] --groups single-in,single-out
-    --limit 8
+    python -m training evaluate --checkpoint DIR --data DIR [--layers DIR] --groups single-in,single-out --limit 8
 
 What is measured goes to the checkpoint's `metrics.json` after every case, beside what is there, and to the
 terminal as Markdown.
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from training.protocol import GROUPS, Case, Sample, cases, missing, samples
+from training.measure.protocol import GROUPS, Case, Sample, cases, missing, samples
 from unirestorer.bench import describe_machine
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.experts import ExpertBank

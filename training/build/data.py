@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.split import LAYERS, layer_part_of, part_of
+from training.build.split import LAYERS, layer_part_of, part_of
 from unirestorer.config import CorpusConfig
 from unirestorer.degradation import MapFolder, Recipe, draw_recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, Setting, child_generator

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data import Photos, at_least, draw_fade, fade
-from training.losses import expected_l1, load_loss, uncertainty_loss
+from training.build.data import Photos, at_least, draw_fade, fade
+from training.build.losses import expected_l1, load_loss, uncertainty_loss
 from unirestorer.config import RoutersConfig
 from unirestorer.degradation import Recipe, draw_recipe
 from unirestorer.degradation.recipe import Setting, child_generator

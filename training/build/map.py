@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data import Corpus
-from training.train_routers import Embedded
+from training.build.data import Corpus
+from training.build.routers import Embedded
 from unirestorer.config import MapConfig
 from unirestorer.degradation import Recipe, degree_words
 from unirestorer.map import DegradationMap

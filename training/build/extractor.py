@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data import Corpus, draw_fade, fade
-from training.loop import Budget, half_precision, train
+from training.build.data import Corpus, draw_fade, fade
+from training.build.loop import Budget, half_precision, train
 from unirestorer.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.extractor import ClipTower, Extractor, ResNetTower

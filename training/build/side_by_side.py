@@ -2,7 +2,7 @@
 
 Each expert has a lane: a stream of its own, and its whole step (cutting the windows, forward, backward,
 AdamW and the moving average) recorded once as a CUDA graph, so that a round over all lanes costs the
-processor a few calls. The schedule and the state's file are those of `training.loop`.
+processor a few calls. The schedule and the state's file are those of `training.build.loop`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import loop
-from training.loop import Budget, Progress, learning_rate, load_state, save_state
+from training.build import loop
+from training.build.loop import Budget, Progress, learning_rate, load_state, save_state
 
 CHUNK = 500  # steps whose windows are drawn at once
 ROUNDS = 20  # steps of every lane between two looks at the clock

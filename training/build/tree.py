@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from training.data import Corpus, Entry
+from training.build.data import Corpus, Entry
 from unirestorer.config import LEAVES_PER_TASK, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.tree import DegradationTree

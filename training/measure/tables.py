@@ -1,6 +1,6 @@
 """README's results, printed from a checkpoint's metrics.json between two marks, so that they cannot drift.
 
-python -m training.tables --checkpoint single --readme README.md
+python -m training.measure.tables --checkpoint single --readme README.md
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from training import classical
-from training.evaluate import HEADS, KEY, MODES, WORST, quality_rows, quality_table, table
-from training.protocol import Case, cases
+from training.measure import classical
+from training.measure.evaluate import HEADS, KEY, MODES, WORST, quality_rows, quality_table, table
+from training.measure.protocol import Case, cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.files import atomic_write
 from unirestorer.types import Task

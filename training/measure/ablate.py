@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.data import Corpus, Photos
-from training.fit_tree import centers_of, cluster, fit_tree, recipe_means
-from training.losses import expected_l1, straight_through_l1
-from training.train_experts import Node, Origin, Trainer, nodes_of
-from training.train_extractor import corpus_drs
-from training.train_routers import Embedded, embed, measure_l1, new_router, train_routers
+from training.build.data import Corpus, Photos
+from training.build.experts import Node, Origin, Trainer, nodes_of
+from training.build.extractor import corpus_drs
+from training.build.losses import expected_l1, straight_through_l1
+from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
+from training.build.tree import centers_of, cluster, fit_tree, recipe_means
 from unirestorer.config import Config, ExpertsConfig, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.extractor import Extractor

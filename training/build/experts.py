@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
-from training.data import Corpus, draw_fade, fade
-from training.loop import Budget, Progress, half_precision, train
-from training.side_by_side import CHUNK, Lane, train_together
+from training.build.data import Corpus, draw_fade, fade
+from training.build.loop import Budget, Progress, half_precision, train
+from training.build.side_by_side import CHUNK, Lane, train_together
 from unirestorer.config import ExpertsConfig, NetworkConfig
 from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree

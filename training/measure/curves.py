@@ -2,7 +2,7 @@
 what becomes of each degradation from almost none to strengths beyond the training, for `mixed` what steps of
 training are worth in experts for clusters and in one for everything.
 
-    python -m training.curves single|mixed
+    python -m training.measure.curves single|mixed
 
 Needs the groups single-mild, single-in, single-out and clean, or mixed-in and mixed-out with `--longer`;
 takes the picture in Chromium.
@@ -20,8 +20,8 @@ from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
 from assets.make_screenshot import open_browser
-from training.evaluate import KEY
-from training.protocol import cases
+from training.measure.evaluate import KEY
+from training.measure.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.demo.theme import TASK_COLOURS
 from unirestorer.demo.words import TASK_WORDS

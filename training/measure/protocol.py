@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.second_generators import SECOND, UNSEEN
-from training.split import rain_layers
+from training.build.split import rain_layers
+from training.measure.generators import SECOND, UNSEEN
 from unirestorer.degradation import Recipe, make_step
 from unirestorer.degradation.recipe import ORDER, Band, Setting, child_generator, draw_step
 from unirestorer.imaging import SUFFIXES, from_uint8, image_files, load_image, to_uint8

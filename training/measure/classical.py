@@ -20,8 +20,8 @@ from scipy.ndimage import convolve
 from skimage import exposure, filters, restoration
 from tqdm import tqdm
 
-from training.evaluate import describe, machine, store, table
-from training.protocol import Case, cases, samples
+from training.measure.evaluate import describe, machine, store, table
+from training.measure.protocol import Case, cases, samples
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.imaging import from_uint8, to_uint8
 from unirestorer.metrics import psnr

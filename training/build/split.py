@@ -5,7 +5,7 @@
 together, and a pair is listed by its clean photo. Rain layers are divided too: one in five is held back for
 the protocol's second rain generator.
 
-Remade by `python -m training.split DIR`, where DIR is the training folder.
+Remade by `python -m training.build.split DIR`, where DIR is the training folder.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _write(file: BinaryIO, text: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Write the committed list for the training folder named in `arguments`, and count what it holds."""
     if len(arguments) != 1:
-        raise SystemExit("usage: python -m training.split DIR")
+        raise SystemExit("usage: python -m training.build.split DIR")
     split = make_split(arguments[0])
     text = json.dumps(split, indent=1) + "\n"
     atomic_write(SPLIT_FILE, lambda file: _write(file, text))

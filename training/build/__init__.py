@@ -1,0 +1,1 @@
+"""Builds what the page serves: photos, corpora, extractor, tree, experts, routers, map; one file a stage."""

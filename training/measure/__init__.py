@@ -1,0 +1,1 @@
+"""Measures a finished model: the protocol, its generators, tables, curves, ablations, costs."""
