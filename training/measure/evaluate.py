@@ -1,6 +1,6 @@
 """Measure a checkpoint on the protocol: input, ALL, auto, instruction and oracle, photo by photo.
 
-    python -m training evaluate --checkpoint DIR --data DIR [--layers DIR] --groups single-in,single-out --limit 8
+    python -m training evaluate --checkpoint DIR --data DIR [--layers DIR] --groups single-in --limit 8
 
 What is measured goes to the checkpoint's `metrics.json` after every case, beside what is there, and to the
 terminal as Markdown.
