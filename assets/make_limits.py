@@ -58,7 +58,7 @@ def sheet(model: UniRestorer, rows: Sequence[Row]) -> Image.Image:
         clean = from_uint8(np.asarray(clean_photo(photo)))
         degraded = from_uint8(to_uint8(Recipe(steps, SEED).apply(clean)))  # as a file holds it
         result = model.restore(degraded)
-        words = model.tree.words(int(result.route.expert))
+        words = model.tree.words(int(result.decision.route.expert))
         before, after = (float(psnr(image, clean)[0]) for image in (degraded, result.image))
         given = f"as given, {before:.1f} dB" if steps else "as given, the same"
         cells = ((clean, name), (degraded, given), (result.image, f"{after:.1f} dB, as {words}"))

@@ -249,7 +249,7 @@ def running_page(folder: Path) -> Iterator[Target]:
     visitors.mkdir(exist_ok=True)
     desk = open_desk(build_page, [model], Limits(seconds=HANG_SECONDS), visitors)
     log = io.StringIO()
-    desk.watch.log_to(log)
+    desk.watch.log = log
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -51,8 +51,8 @@ def test_each_photo_is_routed_as_it_would_be_alone(handlers: Handlers, tmp_path:
     assert [row.report is None for row in rows] == [False, True, False, False, False]
     for row, photo in zip([rows[0], *rows[2:]], photos, strict=True):
         alone = handlers.model.restore(photo)
-        assert row.report is not None and row.report["leaf"] == int(alone.route.leaf)
-        assert row.report["level"] == int(alone.route.level)
+        assert row.report is not None and row.report["leaf"] == int(alone.decision.route.leaf)
+        assert row.report["level"] == int(alone.decision.route.level)
     page = summary_html(handlers.model.tree, rows) + table_html(handlers.model.tree, rows)
     assert "4 photos went to" in page and "<img" not in page
     table = list(csv.reader(io.StringIO(to_csv(handlers.model.tree, rows).decode("utf-8-sig"))))

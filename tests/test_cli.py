@@ -133,7 +133,7 @@ def test_restores_what_the_library_restores(run: Run, tiny_checkpoint: Path, tmp
     assert np.array_equal(pixels(out), to_uint8(expected.image))
     assert not np.array_equal(pixels(out), pixels(photo))
     assert re.fullmatch(r"a\.png → \w+, degree \d \(level 2, \d+ %\), \d+\.\d s\n|a\.png → .+\n", text)
-    assert f"(level {int(expected.route.level)}, " in text
+    assert f"(level {int(expected.decision.route.level)}, " in text
 
 
 def test_instruction_and_forced_expert_decide(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:

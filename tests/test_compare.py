@@ -31,7 +31,7 @@ def memory(handlers: Handlers, tmp_path_factory: pytest.TempPathFactory) -> Memo
 
 
 def test_panes_come_one_by_one_and_show_what_changed(handlers: Handlers, memory: Memory) -> None:
-    tree, route = handlers.model.tree, memory.result.route
+    tree, route = handlers.model.tree, memory.decision.route
     path = [tree.expert_names[i] for i in tree.expert_table[int(route.leaf)].tolist()]
     other = next(name for name in tree.expert_names if name not in path)
     steps = list(compare(handlers, memory, [other, path[0]]))

@@ -24,9 +24,11 @@ def test_restoring_agrees(tiny_checkpoint: Path) -> None:
     x = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(1))
     cpu, gpu = (UniRestorer.from_pretrained(tiny_checkpoint, device=device) for device in ("cpu", "cuda"))
     a, b = cpu(x), gpu(x)
-    torch.testing.assert_close(a.estimate.e, b.estimate.e.cpu(), atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(a.route.leaf_probs, b.route.leaf_probs.cpu(), atol=1e-2, rtol=0)
-    expert = cpu.tree.expert_names[int(a.route.expert[0])]
+    torch.testing.assert_close(a.decision.estimate.e, b.decision.estimate.e.cpu(), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        a.decision.route.leaf_probs, b.decision.route.leaf_probs.cpu(), atol=1e-2, rtol=0
+    )
+    expert = cpu.tree.expert_names[int(a.decision.route.expert[0])]
     torch.testing.assert_close(
         cpu(x, expert=expert).image, gpu(x, expert=expert).image.cpu(), atol=TOLERANCE, rtol=0
     )

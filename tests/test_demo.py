@@ -55,7 +55,7 @@ def photo(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def report(model: UniRestorer) -> dict:
-    return describe(model, model.restore(PNG.getvalue() and Image.open(io.BytesIO(PNG.getvalue()))))
+    return describe(model, model.restore(Image.open(io.BytesIO(PNG.getvalue()))).decision)
 
 
 def made(leaf: float, percentile: float, level: int, caption: str = "a photo with heavy rain") -> dict:
@@ -290,12 +290,12 @@ def test_the_tree_lights_the_path_and_the_choice(model: UniRestorer, report: dic
 def test_an_instruction_strikes_out_what_it_prunes(model: UniRestorer) -> None:
     tasks = (Task.DEHAZE, Task.DESNOW)
     result = model(torch.rand(1, 3, 64, 64), tasks=tasks)
-    markup = tree_html(model.tree, describe(model, result), tasks, "0-0")
+    markup = tree_html(model.tree, describe(model, result.decision), tasks, "0-0")
     pruned = pruned_nodes(model.tree, tasks)
     assert len(pruned) == 26 - 2 - 2 - 3, "two types, their two and three leaves and the root stay"
     assert markup.count("<s>") == len(pruned)
     for node in pruned:
-        assert node_probs(model.tree, describe(model, result))[node] == 0
+        assert node_probs(model.tree, describe(model, result.decision))[node] == 0
 
 
 def test_the_tree_escapes_names() -> None:
@@ -344,7 +344,7 @@ def test_auto_comes_first_and_the_download_is_bit_equal(handlers: Handlers, phot
     saved = np.asarray(Image.open(view.memory.auto.png))
     np.testing.assert_array_equal(saved, to_uint8(expected.image))
     np.testing.assert_array_equal(np.asarray(Image.open(view.memory.before)), np.asarray(Image.open(photo)))
-    assert view.memory.auto.report["leaves"] == describe(handlers.model, expected)["leaves"]
+    assert view.memory.auto.report["leaves"] == describe(handlers.model, expected.decision)["leaves"]
     assert json.loads(Path(view.json).read_text())["photo"] == {"width": 64, "height": 48}
     assert view.memory.result.image.numel() == 0, "no pixels are kept between clicks"
 

@@ -51,7 +51,7 @@ def test_replicas_answer_as_the_library_does(address: str, tiny_checkpoint: Path
             answers = list(pool.map(ask, [address + path] * 4, [photo] * 4))
             for status, headers, body in answers:
                 assert status == 200 and headers["content-type"] == "image/png"
-                assert headers["x-expert"] == model.tree.expert_names[int(result.route.expert)]
+                assert headers["x-expert"] == model.tree.expert_names[int(result.decision.route.expert)]
                 assert (load_image(body) - result.image).abs().max() < 1.5 / 255
                 replicas.add(headers["x-replica"])
     assert len(replicas) == 2, "one replica did all the work"

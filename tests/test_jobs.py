@@ -36,9 +36,7 @@ def log() -> io.StringIO:
 
 @pytest.fixture
 def watch(log: io.StringIO) -> Watch:
-    made = Watch(Limits())
-    made.log_to(log)
-    return made
+    return Watch(Limits(), log)
 
 
 @pytest.fixture
@@ -49,7 +47,8 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def handlers(folder: Path, watch: Watch, tmp_path: Path) -> Handlers:
     model = UniRestorer.from_pretrained(folder, device="cpu")
-    return Handlers(watch.model(model), tmp_path / "cache")
+    model.experts.guard = jobs.guard
+    return Handlers(model, tmp_path / "cache")
 
 
 @pytest.fixture

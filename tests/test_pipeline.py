@@ -53,14 +53,14 @@ def test_auto_follows_the_route(model: UniRestorer) -> None:
     assert result.image.shape == x.shape
     assert result.image.dtype == torch.float32
     assert 0 <= result.image.min() <= result.image.max() <= 1
-    assert result.route.leaf_probs.shape == (8, 19)
-    assert result.route.level_probs.shape == (8, 3)
-    expected = model.tree.expert_table[result.route.leaf, result.route.level]
-    assert torch.equal(result.route.expert, expected)
+    assert result.decision.route.leaf_probs.shape == (8, 19)
+    assert result.decision.route.level_probs.shape == (8, 3)
+    expected = model.tree.expert_table[result.decision.route.leaf, result.decision.route.level]
+    assert torch.equal(result.decision.route.expert, expected)
     assert len(expected.unique()) > 2
     assert torch.equal(result.image, model.experts(x, expected))
     assert not torch.allclose(result.image, x, atol=1e-3)
-    assert list(result.seconds) == STAGES
+    assert list(result.decision.seconds) == STAGES
 
 
 def test_the_three_calls_are_the_whole(model: UniRestorer) -> None:
@@ -69,19 +69,19 @@ def test_the_three_calls_are_the_whole(model: UniRestorer) -> None:
     route = model.route(estimate, {Task.DEHAZE})
     assert estimate.e.norm(dim=-1).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     result = model(x, tasks={Task.DEHAZE})
-    assert torch.equal(result.route.leaf_probs, route.leaf_probs)
+    assert torch.equal(result.decision.route.leaf_probs, route.leaf_probs)
     assert torch.equal(result.image, model.experts(x, route.expert))
 
 
 @pytest.mark.parametrize("tasks", [{Task.DERAIN}, {Task.DEJPEG, Task.LOWLIGHT}, set(Task)], ids=len)
 def test_an_instruction_keeps_to_its_tasks(model: UniRestorer, tasks: set[Task]) -> None:
     x, kept = photos(8), model.tree.mask(tasks)
-    route = model(x, tasks=tasks).route
+    route = model(x, tasks=tasks).decision.route
     allowed = set(model.tree.expert_table[kept].flatten().tolist())
     assert set(route.expert.tolist()) <= allowed
     assert kept[route.leaf].all()
     assert (route.leaf_probs[:, ~kept] == 0).all()
-    assert torch.equal(route.level_probs, model(x).route.level_probs)
+    assert torch.equal(route.level_probs, model(x).decision.route.level_probs)
     probs = model.tree.leaf_task_probs(route.leaf_probs[0])
     assert {task for task, prob in probs.items() if prob > 0} <= tasks
 
@@ -91,15 +91,15 @@ def test_a_forced_expert_restores_every_photo(model: UniRestorer, expert: str) -
     x = photos(3)
     result = model(x, expert=expert)
     number = model.tree.expert_number(expert)
-    assert result.route.expert.tolist() == [number] * 3
+    assert result.decision.route.expert.tolist() == [number] * 3
     assert torch.equal(result.image, model.experts(x, torch.full((3,), number)))
-    assert torch.equal(result.route.leaf, model(x).route.leaf)  # what the router would have done
+    assert torch.equal(result.decision.route.leaf, model(x).decision.route.leaf)  # the router's own
 
 
 def test_a_forced_expert_wins_over_an_instruction(model: UniRestorer) -> None:
     result = model(photos(1), expert="2-0", tasks={Task.DEJPEG})
-    assert describe(model, result)["expert"] == "2-0"
-    assert model.tree.mask({Task.DEJPEG})[result.route.leaf].all()
+    assert describe(model, result.decision)["expert"] == "2-0"
+    assert model.tree.mask({Task.DEJPEG})[result.decision.route.leaf].all()
 
 
 # Sources, batches, sizes
@@ -115,9 +115,9 @@ def test_every_source_gives_the_same_restoration(model: UniRestorer, tmp_path: P
     for source in sources:
         result = model.restore(source)
         assert torch.equal(result.image, expected.image), type(source)
-        assert torch.equal(result.route.leaf_probs, expected.route.leaf_probs)
-        assert list(result.seconds) == ["decode", *STAGES]
-        assert all(seconds >= 0 for seconds in result.seconds.values())
+        assert torch.equal(result.decision.route.leaf_probs, expected.decision.route.leaf_probs)
+        assert list(result.decision.seconds) == ["decode", *STAGES]
+        assert all(seconds >= 0 for seconds in result.decision.seconds.values())
 
 
 def test_restore_passes_its_options_on(model: UniRestorer) -> None:
@@ -126,7 +126,7 @@ def test_restore_passes_its_options_on(model: UniRestorer) -> None:
     assert torch.equal(forced.image, model.experts(x, torch.tensor([3]), tile_px=32))
     assert told == sorted(told)
     assert told[-1] == 1
-    assert model.restore(x, tasks=["denoise"]).route.leaf.tolist()[0] in (6, 7, 8)
+    assert model.restore(x, tasks=["denoise"]).decision.route.leaf.tolist()[0] in (6, 7, 8)
 
 
 @pytest.mark.parametrize("tasks", [None, {Task.DENOISE, Task.DESNOW}], ids=["auto", "instruction"])
@@ -135,10 +135,12 @@ def test_a_batch_equals_its_photos_one_by_one(model: UniRestorer, tasks: set[Tas
     whole = model(x, tasks=tasks)
     for i in range(6):
         alone = model(x[i : i + 1], tasks=tasks)
-        assert int(alone.route.expert) == int(whole.route.expert[i])
-        assert torch.allclose(alone.estimate.e[0], whole.estimate.e[i], atol=1e-5)
+        assert int(alone.decision.route.expert) == int(whole.decision.route.expert[i])
+        assert torch.allclose(alone.decision.estimate.e[0], whole.decision.estimate.e[i], atol=1e-5)
         # The fixture divides by the tiny spread of a random tower: rounding of 1e-8 in e grows a lot.
-        assert torch.allclose(alone.route.leaf_probs[0], whole.route.leaf_probs[i], atol=1e-2)
+        assert torch.allclose(
+            alone.decision.route.leaf_probs[0], whole.decision.route.leaf_probs[i], atol=1e-2
+        )
         assert torch.allclose(alone.image[0], whole.image[i], atol=1e-5)
 
 
@@ -148,7 +150,7 @@ def test_any_size_keeps_its_size(model: UniRestorer, size: tuple[int, int]) -> N
     result = model(x)
     assert result.image.shape == x.shape
     assert result.image.isfinite().all()
-    assert describe(model, result)["expert"] in model.tree.expert_names
+    assert describe(model, result.decision)["expert"] in model.tree.expert_names
 
 
 def test_the_same_photo_twice_is_the_same(model: UniRestorer) -> None:
@@ -197,7 +199,7 @@ def test_opening_reads_no_expert_and_a_photo_reads_one(
     model = UniRestorer.from_pretrained(str(tiny_checkpoint), device="cpu")
     assert loads == []
     result = model(photos(1))
-    assert loads == [model.tree.expert_names[int(result.route.expert)]]
+    assert loads == [model.tree.expert_names[int(result.decision.route.expert)]]
     model(photos(1))
     assert len(loads) == 1
     assert model.name == tiny_checkpoint.name
@@ -210,7 +212,7 @@ def test_a_batch_for_many_experts_reads_each_once(
     monkeypatch.setattr(model.experts, "_load", lambda number: loads.append(number) or real(number))
     monkeypatch.setattr(model.experts, "_keep", 1)
     model.experts._warm.clear()
-    experts = model(photos(8)).route.expert.unique()
+    experts = model(photos(8)).decision.route.expert.unique()
     assert sorted(loads) == sorted(experts.tolist())
 
 
@@ -235,7 +237,7 @@ def test_a_report_adds_up(model: UniRestorer, tiny_checkpoint: Path, forced: str
     x = photos(4)
     result = model(x, expert=forced)
     for i in range(4):
-        data = describe(model, result, i)
+        data = describe(model, result.decision, i)
         assert json.loads(json.dumps(data, allow_nan=False)) == data
         assert list(data["tasks"]) == [task.value for task in Task]
         assert sum(data["tasks"].values()) == pytest.approx(1, abs=1e-5)
@@ -254,7 +256,7 @@ def test_a_report_adds_up(model: UniRestorer, tiny_checkpoint: Path, forced: str
         assert data["expert"] == (forced or chosen)
         assert data["forced"] == (forced is not None and forced != chosen)
         assert data["expert_name"] == model.tree.words(model.tree.expert_number(data["expert"]))
-        assert data["log_e_gran"] == pytest.approx(float(result.estimate.log_e_gran[i].mean()))
+        assert data["log_e_gran"] == pytest.approx(float(result.decision.estimate.log_e_gran[i].mean()))
         assert 0 <= data["e_gran_percentile"] <= 100
         assert 0 <= data["distance_percentile"] <= 100
         assert set(data["seconds"]) == set(STAGES)
@@ -263,13 +265,13 @@ def test_a_report_adds_up(model: UniRestorer, tiny_checkpoint: Path, forced: str
 
 def test_a_reports_place_on_the_map_is_among_its_neighbours(model: UniRestorer) -> None:
     result = model(photos(2))
-    place = describe(model, result, 1)["map"]
+    place = describe(model, result.decision, 1)["map"]
     xy, drs = model.map.xy[place["neighbors"]], model.map.drs[place["neighbors"]].astype(np.float32)
     assert xy[:, 0].min() <= place["x"] <= xy[:, 0].max()
     assert xy[:, 1].min() <= place["y"] <= xy[:, 1].max()
-    distance = np.linalg.norm(drs - result.estimate.e[1].numpy(), axis=1)
+    distance = np.linalg.norm(drs - result.decision.estimate.e[1].numpy(), axis=1)
     assert distance == pytest.approx(sorted(distance), abs=1e-3)
-    assert describe(model, result, 1)["distance"] == pytest.approx(distance.mean(), abs=2e-3)
+    assert describe(model, result.decision, 1)["distance"] == pytest.approx(distance.mean(), abs=2e-3)
 
 
 def test_a_model_without_a_map_restores_and_reports(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_model_without_a_map_restores_and_reports(tiny_checkpoint: Path, tmp_p
     del config["files"]["map.npz"]
     (folder / "config.json").write_text(json.dumps(config))
     mapless = UniRestorer.from_pretrained(folder, device="cpu")
-    data = describe(mapless, mapless(photos(1)))
+    data = describe(mapless, mapless(photos(1)).decision)
     assert data["checkpoint"] == "mapless"
     assert not {"map", "distance", "e_gran_percentile"} & set(data)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from unirestorer import UniRestorer, __version__
 from unirestorer.demo import host, words
 from unirestorer.demo.host import Limits, read_limits
-from unirestorer.demo.jobs import Watch
+from unirestorer.demo.jobs import Watch, guard
 from unirestorer.demo.layout import MODEL_QUEUE, build_page, launch_options
 from unirestorer.demo.serve import Desk
 from unirestorer.experts import ExpertBank
@@ -70,12 +70,12 @@ class Server:
     def __init__(self, model: UniRestorer, limits: Limits, folder: Path) -> None:
         self.slow = Slow()
         bank = self.slow.bank(model)
+        bank.guard = guard
         patched = UniRestorer(model.extractor, model.tree, model.router, bank, model.map, Path("tiny"))
         self.log = io.StringIO()
         self.test = 0  # sessions of two tests are never the same
-        watch = Watch(limits)
-        watch.log_to(self.log)
-        self.page = build_page(watch.model(patched))
+        watch = Watch(limits, self.log)
+        self.page = build_page(patched)
         self.desk = Desk(self.page, watch, "tiny", folder)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -58,7 +58,7 @@ def test_the_result_serves(trained: Path) -> None:
     x = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
     result = model.restore(x, tasks={Task.DENOISE})
     assert result.image.shape == x.shape
-    assert set(model.tree.task_sets[int(result.route.leaf)]) == {frozenset({Task.DENOISE})}
+    assert set(model.tree.task_sets[int(result.decision.route.leaf)]) == {frozenset({Task.DENOISE})}
 
 
 def test_a_second_run_changes_no_weights(trained: Path) -> None:

@@ -307,8 +307,8 @@ def embedded(run: Run) -> Embedded:
         run.photos("routers"),
         run.photos("experts"),
         run.config.routers,
-        run.config.tree.setting,
-        run.config.seed + 2,  # type: ignore[arg-type]
+        run.config.tree.setting,  # type: ignore[arg-type]
+        run.config.seed + 2,
         run.work / "embedded" / key,
         run.device,
     )

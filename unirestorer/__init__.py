@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unirestorer.types import Estimate, Restoration, Route, Task
+from unirestorer.types import Decision, Estimate, Restoration, Route, Task
 
 if TYPE_CHECKING:
     from unirestorer.pipeline import UniRestorer
 
 __version__ = "0.1.0"
 
-__all__ = ["Estimate", "Restoration", "Route", "Task", "UniRestorer"]
+__all__ = ["Decision", "Estimate", "Restoration", "Route", "Task", "UniRestorer"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -72,6 +72,10 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
         ) from None
 
 
+class PartError(ValueError):
+    """A checkpoint's file is missing, damaged or foreign: not the mistake of whoever gave a photo."""
+
+
 class Checkpoint:
     """An opened checkpoint folder; its parts are read on demand."""
 
@@ -102,9 +106,9 @@ class Checkpoint:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+            raise PartError(f"cannot read {path}: {error.strerror}") from None
         if sha256(data) != expected:
-            raise ValueError(
+            raise PartError(
                 f"{path} is damaged or foreign: its SHA-256 is not the one in config.json; fetch it again"
             )
         return data

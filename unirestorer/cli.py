@@ -18,14 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 from unirestorer.files import atomic_write, sha256_of
 from unirestorer.journal import NAME as JOURNAL_NAME
 from unirestorer.journal import Journal
-from unirestorer.types import Restoration, Task
+from unirestorer.types import Decision, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ def restore(args: argparse.Namespace) -> int:
     }
     journal = Journal(Path(args.output), settings, targets.values()) if is_run(args.inputs) else None
     entries: dict[Path, dict[str, Any]] = {}
-    decided: dict[Path, Restoration] = {}  # without pixels
+    decided: dict[Path, Decision] = {}
     failures: list[str] = []
 
     waiting = dict(photos)
@@ -141,25 +141,22 @@ def restore(args: argparse.Namespace) -> int:
 
     def decide(path: Path, photo: Photo, progress: Progress) -> None:
         with enough_memory(path):
-            known = model.inspect(photo.x, tasks)
-        decided[path] = replace(known, seconds={"decode": photo.seconds, **known.seconds})
+            decided[path] = model.inspect(photo.x, tasks, seconds={"decode": photo.seconds})
 
     def one(path: Path, photo: Photo, progress: Progress) -> str:
-        known = decided.pop(path, None)
+        decision = decided.pop(path, None)
         with enough_memory(path):
-            if known is None:
-                result = model(photo.x, tasks=tasks, expert=args.expert, tile_px=tile_px, progress=progress)
-                seconds = {"decode": photo.seconds, **result.seconds}
+            if decision is None:
+                decision = model.inspect(photo.x, tasks, args.expert, {"decode": photo.seconds})
             else:
-                result = model.apply(photo.x, known.estimate, known.route, tile_px=tile_px, progress=progress)
-                seconds = {**known.seconds, **result.seconds}
-                seconds["decode"] += photo.seconds
-        clock = Clock()
+                decision.seconds["decode"] += photo.seconds  # read once to be routed, once to be restored
+            image = model.apply(photo.x, decision, tile_px=tile_px, progress=progress).image
+        clock = Clock(decision.seconds)
         with photo_error(path), writing(targets[path]):
-            data = encode_image(result.image, targets[path], photo.profile)
+            data = encode_image(image, targets[path], photo.profile)
         clock.stop("save")
-        decision = describe(model, replace(result, seconds={**seconds, **clock.seconds}))
-        entry = {"input": str(path), "output": str(targets[path]), "size": size(photo.x), **decision}
+        about = {"input": str(path), "output": str(targets[path]), "size": size(photo.x)}
+        entry = {**about, **describe(model, decision)}
         with writing(targets[path]):
             if journal is None:
                 atomic_write(targets[path], lambda file: file.write(data))
@@ -187,13 +184,13 @@ def restore(args: argparse.Namespace) -> int:
     return tell(failures, len(photos))
 
 
-def by_expert(decided: dict[Path, Restoration], photos: dict[Path, Path]) -> dict[Path, Path]:
+def by_expert(decided: dict[Path, Decision], photos: dict[Path, Path]) -> dict[Path, Path]:
     """The photos whose way is known, one expert's after another's, in the order in which experts first
     appear.
     """
     groups: dict[int, dict[Path, Path]] = {}
-    for path, known in decided.items():
-        groups.setdefault(int(known.route.expert), {})[path] = photos[path]
+    for path, decision in decided.items():
+        groups.setdefault(int(decision.route.expert), {})[path] = photos[path]
     return {path: relative for group in groups.values() for path, relative in group.items()}
 
 
@@ -220,9 +217,8 @@ def inspect(args: argparse.Namespace) -> int:
 
     def one(path: Path, photo: Photo, progress: Progress) -> str | None:
         with enough_memory(path):
-            result = model.inspect(photo.x, tasks)
-        data = describe(model, replace(result, seconds={"decode": photo.seconds, **result.seconds}))
-        entries.append({"input": str(path), "size": size(photo.x), **data})
+            decision = model.inspect(photo.x, tasks, seconds={"decode": photo.seconds})
+        entries.append({"input": str(path), "size": size(photo.x), **describe(model, decision)})
         return None if args.json else in_words(entries[-1])
 
     for_each(photos, args.inputs, one, failures)

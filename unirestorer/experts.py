@@ -32,6 +32,9 @@ DEFAULT_TILE_PX = 1024
 SMALLEST_TILE_PX = 64
 CPU = torch.device("cpu")
 
+# Asked before every estimate (expert ""), expert and tile, with the photos; what it raises ends the work.
+Guard = Callable[[Tensor, str], None]
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +42,8 @@ class ExpertBank:
     """Dispatches photos to experts. `load(number)` builds an expert's network with its weights, in evaluation
     mode.
 
-    Threads may share a bank: loading happens under a lock and a network in use is held by its caller.
+    Threads may share a bank: loading happens under a lock and a network in use is held by its caller. Whoever
+    serves visitors sets `guard`, which may end a piece of work at its next tile.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class ExpertBank:
     ) -> None:
         self.names = names
         self.device = device
+        self.guard: Guard = lambda x, expert: None
         self._load = load
         self._keep = keep
         self._warm: OrderedDict[int, nn.Module] = OrderedDict()
@@ -57,10 +62,7 @@ class ExpertBank:
 
         Raises ValueError for a number out of range.
         """
-        if not 0 <= expert < len(self.names):
-            raise ValueError(
-                f"unknown expert number {expert}: this model has experts 0 to {len(self.names) - 1}"
-            )
+        self.name(expert)
         with self._lock:
             network = self._warm.pop(expert, None)
             if network is None:
@@ -69,6 +71,14 @@ class ExpertBank:
             while len(self._warm) > self._keep:
                 self._warm.popitem(last=False)
         return network
+
+    def name(self, expert: int) -> str:
+        """The name of the expert with this number. Raises ValueError for a number out of range."""
+        if not 0 <= expert < len(self.names):
+            raise ValueError(
+                f"unknown expert number {expert}: this model has experts 0 to {len(self.names) - 1}"
+            )
+        return self.names[expert]
 
     @property
     def warm(self) -> tuple[nn.Module, ...]:
@@ -95,7 +105,8 @@ class ExpertBank:
     ) -> Tensor:
         """x (B, 3, H, W) in [0, 1], expert (B,) -> restored (B, 3, H, W) in [0, 1], single precision.
 
-        Photos are grouped by expert, so each is loaded once; the result lies where x does. `tile_px` bounds
+        Photos are grouped by expert, so each is loaded once; the result lies where x does. A photo in black
+        and white stays one: the experts, who know coloured ones, would leave faint tints. `tile_px` bounds
         the side of what a network sees at once (None: the whole photo). Where memory runs out, tiles are
         halved, down to `SMALLEST_TILE_PX`, then the CPU takes over from a GPU; each step is logged as a
         warning. Raises ValueError for other shapes and for values that are not finite.
@@ -113,14 +124,21 @@ class ExpertBank:
         at_once = len(x) if tile_px is None else tile_px**2 // max(x.shape[-2] * x.shape[-1], 1)
         done = 0
         for number in expert.unique().tolist():
+            name = self.name(number)
+            self.guard(x, name)
             for rows in (expert == number).nonzero().flatten().to(x.device).split(max(at_once, 1)):
 
-                def told(share: float, done: int = done, count: int = len(rows)) -> None:
+                def advance(share: float, done: int = done, count: int = len(rows), name: str = name) -> None:
+                    if share < 1:
+                        self.guard(x, name)
                     if progress is not None:
                         progress((done + share * count) / len(x))
 
                 part = x[rows] if len(rows) > 1 else x.narrow(0, int(rows), 1)  # a large photo is not copied
-                output = self._pass(number, part.to(torch.float32), tile_px, told)
+                output = self._pass(number, part.to(torch.float32), tile_px, advance)
+                for photo, image in zip(part, output, strict=True):
+                    if torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2]):
+                        image.copy_(image.mean(0))
                 if len(rows) == len(x):
                     return output
                 if restored is None:

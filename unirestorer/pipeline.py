@@ -20,7 +20,7 @@ from unirestorer.imaging import load_image
 from unirestorer.map import DegradationMap
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Estimate, Restoration, Route, Task
+from unirestorer.types import Decision, Estimate, Restoration, Route, Task
 
 
 class UniRestorer:
@@ -76,28 +76,67 @@ class UniRestorer:
     @torch.inference_mode()
     def estimate(self, x: Tensor) -> Estimate:
         """Photos x (B, 3, H, W) in [0, 1] -> DR, estimate of its leaf's centre, uncertainty (Eq. 3 and 7)."""
+        self.experts.guard(x, "")
         return self.router.estimate(self.extractor(x))
 
     @torch.inference_mode()
-    def route(self, estimate: Estimate, tasks: Iterable[Task] | None = None) -> Route:
-        """Leaf, level and expert (Eq. 6): auto mode, or, with `tasks`, instruction mode with the other
-        branches pruned.
+    def route(
+        self, estimate: Estimate, tasks: Iterable[Task] | None = None, expert: str | None = None
+    ) -> Route:
+        """Leaf, level and expert (Eq. 6): auto mode, or, with `tasks`, instruction mode, others pruned.
 
-        Raises ValueError when the instruction is empty or leaves nothing.
+        A forced `expert` ("level-index") overrules the choice of expert alone. Raises ValueError for an
+        unknown one, and for an instruction that is empty or leaves nothing.
         """
-        return self.router.route(estimate, self.tree.mask(tasks))
+        route = self.router.route(estimate, self.tree.mask(tasks))
+        if expert is None:
+            return route
+        number = self.tree.expert_number(expert)
+        return replace(route, expert=torch.full_like(route.expert, number), forced=True)
 
-    def inspect(self, x: Tensor, tasks: Iterable[Task] | None = None) -> Restoration:
-        """The decision alone, for photos x (B, 3, H, W): a `Restoration` whose image has no pixels.
+    def inspect(
+        self,
+        x: Tensor,
+        tasks: Iterable[Task] | None = None,
+        expert: str | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Decision:
+        """What to do with photos x (B, 3, H, W) in [0, 1]; `seconds` may hold the stages before this one.
 
-        Raises ValueError as `route` does.
+        Raises ValueError for another shape, and as `route` does.
         """
-        clock = Clock()
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape or not x.is_floating_point():
+            raise ValueError(
+                f"photos (B, 3, H, W) of floats in [0, 1] are needed, got {tuple(x.shape)} of {x.dtype}"
+            )
+        clock = Clock({} if seconds is None else seconds)
         estimate = self.estimate(x)  # e, e_deg, log_e_gran: (B, D) each
         clock.stop("estimate")
-        route = self.route(estimate, tasks)  # leaf_probs, level_probs, expert (B,)
+        route = self.route(estimate, tasks, expert)  # leaf_probs, level_probs, expert (B,)
         clock.stop("route")
-        return Restoration(x.new_empty(len(x), 3, 0, 0), estimate, route, clock.seconds)
+        return Decision(estimate, route, clock.seconds)
+
+    @torch.inference_mode()
+    def apply(
+        self,
+        x: Tensor,
+        decision: Decision,
+        *,
+        tile_px: int | None = DEFAULT_TILE_PX,
+        progress: Callable[[float], None] | None = None,
+    ) -> Restoration:
+        """Restore photos x (B, 3, H, W) in [0, 1] as was decided.
+
+        Raises ValueError for pixels that are not finite.
+        """
+        clock, expert = Clock(decision.seconds), decision.route.expert
+        if len(expert) == 1:  # a batch loads as it goes
+            with contextlib.suppress(torch.OutOfMemoryError):  # the bank will find a way
+                self.experts.network(int(expert))
+        clock.stop("load")
+        image = self.experts(x, expert, tile_px=tile_px, progress=progress)  # (B, 3, H, W)
+        clock.stop("restore")
+        return Restoration(image, decision)
 
     def __call__(
         self,
@@ -108,48 +147,8 @@ class UniRestorer:
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
     ) -> Restoration:
-        """Restore photos x (B, 3, H, W) in [0, 1]. A forced `expert` ("level-index") overrules the route's
-        own choice.
-
-        Raises ValueError for unknown experts, empty instructions and pixels that are not finite.
-        """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape or not x.is_floating_point():
-            raise ValueError(
-                f"photos (B, 3, H, W) of floats in [0, 1] are needed, got {tuple(x.shape)} of {x.dtype}"
-            )
-        forced = None if expert is None else self.tree.expert_number(expert)
-        decision = self.inspect(x, tasks)
-        route = decision.route
-        if forced is not None:
-            route = replace(route, expert=torch.full_like(route.expert, forced))
-        result = self.apply(x, decision.estimate, route, tile_px=tile_px, progress=progress)
-        return replace(result, seconds={**decision.seconds, **result.seconds})
-
-    @torch.inference_mode()
-    def apply(
-        self,
-        x: Tensor,
-        estimate: Estimate,
-        route: Route,
-        *,
-        tile_px: int | None = DEFAULT_TILE_PX,
-        progress: Callable[[float], None] | None = None,
-    ) -> Restoration:
-        """Restore photos x (B, 3, H, W) by a route that is known already: the second half of `__call__`.
-
-        A photo in black and white stays one; the experts, who know coloured ones, would leave faint tints.
-        """
-        clock = Clock()
-        if len(route.expert) == 1:  # a batch loads as it goes
-            with contextlib.suppress(torch.OutOfMemoryError):  # the bank will find a way
-                self.experts.network(int(route.expert))
-        clock.stop("load")
-        image = self.experts(x, route.expert, tile_px=tile_px, progress=progress)  # (B, 3, H, W)
-        for photo, restored in zip(x, image, strict=True):
-            if torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2]):
-                restored.copy_(restored.mean(0))
-        clock.stop("restore")
-        return Restoration(image, estimate, route, clock.seconds)
+        """Restore photos x (B, 3, H, W) in [0, 1]: `inspect`, then `apply`. Raises ValueError as they do."""
+        return self.apply(x, self.inspect(x, tasks, expert), tile_px=tile_px, progress=progress)
 
     def restore(
         self,
@@ -160,28 +159,25 @@ class UniRestorer:
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
     ) -> Restoration:
-        """Restore one photo (path, PIL image, uint8 or float array, tensor); see `__call__`.
-
-        The result's batch is 1.
-        """
-        clock = Clock()
+        """`__call__` for one photo (path, PIL image, uint8 or float array, tensor), a batch of 1."""
+        clock = Clock({})
         x = load_image(photo)
         clock.stop("decode")
-        result = self(x, tasks=tasks, expert=expert, tile_px=tile_px, progress=progress)
-        return replace(result, seconds={**clock.seconds, **result.seconds})
+        decision = self.inspect(x, tasks, expert, clock.seconds)
+        return self.apply(x, decision, tile_px=tile_px, progress=progress)
 
 
 class Clock:
-    """Seconds per stage."""
+    """Adds the seconds of each stage to `seconds`."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
         self._last = time.perf_counter()
 
     def stop(self, stage: str) -> None:
         """End the stage that runs, and begin the next."""
         now = time.perf_counter()
-        self.seconds[stage] = now - self._last
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from unirestorer.degradation.recipe import caption_tasks
 from unirestorer.pipeline import UniRestorer
-from unirestorer.types import Restoration, Task
+from unirestorer.types import Decision, Task
 
 
-def describe(model: UniRestorer, result: Restoration, index: int = 0) -> dict[str, Any]:
-    """JSON data about photo `index` of a restoration.
+def describe(model: UniRestorer, decision: Decision, index: int = 0) -> dict[str, Any]:
+    """JSON data about photo `index` of the batch that was decided on.
 
     Probabilities are 0 to 1, percentiles 0 to 100, times seconds. "tasks" are those of the leaves, "seen"
     those of the captions: where leaves mix several degradations, only the latter say which ones a photo has.
     """
-    tree, route, estimate = model.tree, result.route, result.estimate
+    tree, route, estimate = model.tree, decision.route, decision.estimate
     leaf, level, expert = int(route.leaf[index]), int(route.level[index]), int(route.expert[index])
     leaf_probs, level_probs = route.leaf_probs[index].cpu(), route.level_probs[index].cpu()
     path = tree.expert_table[leaf].tolist()
@@ -48,9 +48,9 @@ def describe(model: UniRestorer, result: Restoration, index: int = 0) -> dict[st
         "level": level,
         "expert": tree.expert_names[expert],
         "expert_name": tree.words(expert),
-        "forced": expert != path[level],
+        "forced": route.forced,
         "log_e_gran": log_e_gran,
-        "seconds": dict(result.seconds),
+        "seconds": dict(decision.seconds),
         "device": model.device.type,
         "checkpoint": model.name,
     }

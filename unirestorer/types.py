@@ -44,13 +44,25 @@ class Route:
     leaf: Tensor  # (B,) index of the likeliest leaf
     level: Tensor  # (B,) index of the chosen level, 0 = ALL
     expert: Tensor  # (B,) index into the tree's list of experts
+    forced: bool = False  # `expert` was named, whatever leaf and level say
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with a batch, and why.
+
+    `seconds` maps each stage's name to its duration and is the one record of it: restoring by this decision
+    adds its own stages.
+    """
+
+    estimate: Estimate
+    route: Route
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """A restored batch and the reasons for it. `seconds` maps a stage's name to its duration."""
+    """A restored batch and the decision that it follows."""
 
     image: Tensor  # (B, 3, H, W) in [0, 1]
-    estimate: Estimate
-    route: Route
-    seconds: dict[str, float]
+    decision: Decision

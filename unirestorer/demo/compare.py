@@ -84,7 +84,7 @@ def compare(handlers: Handlers, memory: Memory, extra: Iterable[str]) -> Iterato
     Raises ValueError for an unknown expert and for a photo that is no longer kept.
     """
     model, tree = handlers.model, handlers.model.tree
-    route = memory.result.route
+    route = memory.decision.route
     path = tree.expert_table[int(route.leaf)].tolist()
     added = [tree.expert_number(name) for name in extra]
     x = centre(read_photo(memory.photo))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 from torch import Tensor
@@ -29,7 +28,7 @@ from unirestorer.degradation.recipe import child_generator
 from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import Clock, UniRestorer
 from unirestorer.report import describe
-from unirestorer.types import Restoration, Task
+from unirestorer.types import Decision, Restoration, Task
 
 SHOWN_PX = 1600  # longest side of what a browser is shown; downloads have full size
 LARGE_PX = 1_500_000  # a photo with more pixels is told what was decided before it is restored
@@ -48,12 +47,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Memory:
-    """What is kept of a visitor's photo between two clicks: files and the estimate, no full-size pixels."""
+    """What is kept of a visitor's photo between two clicks: files and the decision, no full-size pixels."""
 
     photo: str
     before: str  # the photo as shown
     size: tuple[int, int]  # width, height
-    result: Restoration  # auto mode's, without its image
+    decision: Decision  # auto mode's
     auto: Shown
     ahead: bool = False  # restored before anyone asked
 
@@ -63,7 +62,7 @@ class Decided:
     """A photo of which auto mode has decided who restores it."""
 
     x: Tensor  # (1, 3, H, W)
-    result: Restoration  # without its image
+    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Handlers:
                 decided = None if self._ahead(photo) else self.decide(photo)
                 pixels = decided.x.shape[2] * decided.x.shape[3] if decided else 0
                 if decided and pixels > LARGE_PX:
-                    report = describe(self.model, decided.result)
+                    report = describe(self.model, decided.decision)
                     yield View(tasks=named, expert=expert, decided=report, megapixels=pixels / 1e6)
                 memory = self.auto(photo, progress, decided)
             wanted = bool(named or expert)
@@ -163,11 +162,10 @@ class Handlers:
 
     def decide(self, photo: str) -> Decided:
         """Auto mode's decision for a photo's file. Raises ValueError for what is no photo."""
-        clock = Clock()
+        clock = Clock({})
         x = read_photo(photo)
         clock.stop("decode")
-        result = self.model.inspect(x)
-        return Decided(x, replace(result, seconds={**clock.seconds, **result.seconds}))
+        return Decided(x, self.model.inspect(x, seconds=clock.seconds))
 
     def auto(self, photo: str, progress: Progress | None = None, decided: Decided | None = None) -> Memory:
         """Restore a photo's file in auto mode, as was `decided` already or is now. Raises ValueError for what
@@ -184,13 +182,10 @@ class Handlers:
             shown = replace(memory.auto, png=png, after=after)
             return replace(memory, photo=photo, before=before, auto=shown)
         decided = decided or self.decide(photo)
-        x, decision = decided.x, decided.result
-        result = self.model.apply(x, decision.estimate, decision.route, progress=progress)
-        result = replace(result, seconds={**decision.seconds, **result.seconds})
-        shown = self._show(result, "auto")
-        light = replace(result, image=result.image[:, :, :0, :0].clone())
+        x, decision = decided.x, decided.decision
+        shown = self._show(self.model.apply(x, decision, progress=progress), "auto")
         size = (x.shape[3], x.shape[2])
-        return Memory(photo, self.write(shrink(to_pil(x)), "photo"), size, light, shown)
+        return Memory(photo, self.write(shrink(to_pil(x)), "photo"), size, decision, shown)
 
     def choose(
         self, memory: Memory, tasks: tuple[Task, ...], expert: str, progress: Progress | None = None
@@ -199,20 +194,15 @@ class Handlers:
 
         When the same expert is chosen, the picture is auto mode's. Raises ValueError for an unknown expert.
         """
-        clock = Clock()
-        route = self.model.route(memory.result.estimate, tasks or None)
-        if expert:
-            route = replace(
-                route, expert=torch.full_like(route.expert, self.model.tree.expert_number(expert))
-            )
+        clock = Clock({})
+        route = self.model.route(memory.decision.estimate, tasks or None, expert or None)
+        decision = Decision(memory.decision.estimate, route, clock.seconds)
         clock.stop("route")
-        if int(route.expert) == int(memory.result.route.expert):
-            result = replace(memory.result, route=route, seconds=clock.seconds)
-            return replace(memory.auto, report=describe(self.model, result))
+        if int(route.expert) == int(memory.decision.route.expert):
+            return replace(memory.auto, report=describe(self.model, decision))
         x = read_photo(memory.photo)
         clock.stop("decode")
-        result = self.model.apply(x, memory.result.estimate, route, progress=progress)
-        return self._show(replace(result, seconds={**clock.seconds, **result.seconds}), "choice")
+        return self._show(self.model.apply(x, decision, progress=progress), "choice")
 
     def keep(self, path: Path) -> str:
         """A copy of a file where the browser may fetch it."""
@@ -223,15 +213,14 @@ class Handlers:
         result = self.model(
             read_photo(photo), tasks=read_tasks(tasks) or None, expert=(expert or "").strip() or None
         )
-        return self.write(to_pil(result.image), "restored"), describe(self.model, result)
+        return self.write(to_pil(result.image), "restored"), describe(self.model, result.decision)
 
     def inspect(self, photo: str | None, tasks: list[str]) -> dict[str, Any]:
         """A photo's file -> the report of what the router would do. Raises ValueError."""
-        clock = Clock()
+        clock = Clock({})
         x = read_photo(photo)
         clock.stop("decode")
-        result = self.model.inspect(x, read_tasks(tasks) or None)
-        return describe(self.model, replace(result, seconds={**clock.seconds, **result.seconds}))
+        return describe(self.model, self.model.inspect(x, read_tasks(tasks) or None, seconds=clock.seconds))
 
     def degrade(
         self, photo: str | None, recipe: str, task: str, strength: float | None, seed: int | None
@@ -245,7 +234,7 @@ class Handlers:
         png = self.write(image, f"restored-{name}")
         small = shrink(image)
         after = png if small is image else self.write(small, f"shown-{name}")
-        return Shown(describe(self.model, result), png, after)
+        return Shown(describe(self.model, result.decision), png, after)
 
     def _report(self, memory: Memory, choice: Shown | None, tasks: tuple[Task, ...], expert: str) -> str:
         width, height = memory.size

@@ -1,8 +1,8 @@
 """One visitor's use of the model as a job: it can be stopped, it has a time limit, and it leaves one line in
 the log, without photo or name.
 
-`Watch.model` is the model to build the page with: it asks between two tiles whether its job may go on.
-`Watch.job` makes a job of a function of the page.
+`Watch.job` makes a job of a function of the page; `guard`, which every model is given, asks between two tiles
+whether the running one may go on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from typing import Any, TextIO
 import gradio as gr
 from gradio.context import LocalContext
 from gradio_client.exceptions import AppError
-from torch import Tensor, nn
+from torch import Tensor
 
+from unirestorer.checkpoint import PartError
 from unirestorer.demo import words
 from unirestorer.demo.host import Limits, give_back_memory
-from unirestorer.experts import DEFAULT_TILE_PX, ExpertBank
-from unirestorer.pipeline import UniRestorer
-from unirestorer.types import Estimate
 
 MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")  # torch has no class of its own
 RECENT = 20  # jobs whose mean duration makes the expected wait
@@ -47,14 +45,11 @@ class OutOfTimeError(ValueError):
     """The job took longer than allowed."""
 
 
-class FaultError(ValueError):
-    """Not the visitor's mistake. The cause (`__cause__`) goes to the log, never to the page."""
-
-
 @dataclass
 class Job:
     """What a job leaves in the log, filled in while it runs."""
 
+    watch: Watch
     event: str
     identity: str | None  # of Gradio's event; None = called without the queue
     started: float = field(default_factory=time.monotonic)
@@ -82,8 +77,8 @@ def sorry(error: ValueError) -> str:
 def _note(job: Job, error: BaseException) -> None:
     """The error's class; where it is ours, also what happened, in places of the code and never in values."""
     job.error = type(error).__name__
-    if isinstance(error, FaultError):
-        job.detail = [str(error.__cause__)]
+    if isinstance(error, PartError):  # its path is for the log, never for the page
+        job.detail = [str(error)]
     elif not isinstance(error, ValueError | AppError):
         job.detail = places(error)
 
@@ -95,22 +90,17 @@ def places(error: BaseException) -> list[str]:
 
 
 class Watch:
-    """All jobs of a server. `is_wanted` says of an event's identity whether somebody still waits for it."""
+    """All jobs of a server, whose lines go to `log`, or else to stderr.
 
-    def __init__(self, limits: Limits) -> None:
+    `is_wanted` says of an event's identity whether somebody still waits for it.
+    """
+
+    def __init__(self, limits: Limits, log: TextIO | None = None) -> None:
         self.limits = limits
         self.is_wanted: Callable[[str], bool] = lambda identity: True
-        self._log: TextIO | None = None
+        self.log = log
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._model = threading.Lock()  # a cancelled job's thread runs on to its next tile
-
-    def model(self, model: UniRestorer) -> UniRestorer:
-        """The same model with the same weights, which stops where its job has to."""
-        return WatchedModel(model, self)
-
-    def log_to(self, log: TextIO) -> None:
-        """Write the log there instead of to stderr."""
-        self._log = log
 
     def expected_wait(self, jobs: int) -> float:
         """Seconds that this many jobs take, by those that were finished last."""
@@ -120,13 +110,10 @@ class Watch:
         """One line of the log."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entry})
         with contextlib.suppress(OSError, ValueError):  # a log that is full or closed stops no job
-            print(line, file=self._log or sys.stderr, flush=True)  # noqa: T201 - this is the log
+            print(line, file=self.log or sys.stderr, flush=True)  # noqa: T201 - this is the log
 
-    def may_go_on(self) -> None:
-        """Raises StoppedError or OutOfTimeError where the running job has to end."""
-        job = _current.get()
-        if job is None:
-            return
+    def may_go_on(self, job: Job) -> None:
+        """Raises StoppedError or OutOfTimeError where the job has to end."""
         if job.seconds > self.limits.seconds:
             raise OutOfTimeError(words.out_of_time(self.limits.seconds))
         if job.identity is not None and not self.is_wanted(job.identity):
@@ -139,7 +126,7 @@ class Watch:
 
             @functools.wraps(function)
             def steps(*args: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401
-                job = Job(event, LocalContext.event_id.get(None))
+                job = Job(self, event, LocalContext.event_id.get(None))
                 results = work(*args, **options)
                 nothing = object()
                 try:
@@ -160,7 +147,7 @@ class Watch:
 
         @functools.wraps(function)
         def whole(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-            job = Job(event, LocalContext.event_id.get(None))
+            job = Job(self, event, LocalContext.event_id.get(None))
             try:
                 with self._running(job):
                     return work(*args, **options)
@@ -205,60 +192,15 @@ class Watch:
         self.write(**entry)
 
 
-class WatchedModel(UniRestorer):
-    """A model that shares everything with `model`, asks whether to go on, and fills in its job's line."""
+def guard(x: Tensor, expert: str) -> None:
+    """What the page gives to `ExpertBank.guard`: ends the running job where it has to, and fills in its line.
 
-    def __init__(self, model: UniRestorer, watch: Watch) -> None:
-        self.__dict__.update(vars(model))
-        self.experts = WatchedBank(model.experts, watch)
-        self._watch = watch
-
-    def estimate(self, x: Tensor) -> Estimate:
-        self._watch.may_go_on()
-        _seen(x)
-        return super().estimate(x)
-
-
-class WatchedBank(ExpertBank):
-    """The same for a bank of experts: it shares the warm ones and asks before each expert and tile."""
-
-    def __init__(self, bank: ExpertBank, watch: Watch) -> None:
-        self.__dict__.update(vars(bank))
-        self._watch = watch
-
-    def network(self, expert: int) -> nn.Module:
-        self._watch.may_go_on()
-        if not 0 <= expert < len(self.names):
-            return super().network(expert)  # which says so
-        try:
-            return super().network(expert)
-        except ValueError as error:  # a damaged file: its path is for the log
-            raise FaultError(
-                "this expert cannot be loaded on the server just now: force another one, or try again later"
-            ) from error
-
-    def __call__(
-        self,
-        x: Tensor,
-        expert: Tensor,
-        *,
-        tile_px: int | None = DEFAULT_TILE_PX,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        def told(share: float) -> None:
-            if share < 1:
-                self._watch.may_go_on()
-            if progress is not None:
-                progress(share)
-
-        job = _seen(x)
-        if job is not None:
-            job.experts += [self.names[i] for i in expert.unique().tolist() if 0 <= i < len(self.names)]
-        return super().__call__(x, expert, tile_px=tile_px, progress=told)
-
-
-def _seen(x: Tensor) -> Job | None:
+    Raises StoppedError or OutOfTimeError.
+    """
     job = _current.get()
-    if job is not None and x.ndim == 4:
-        job.size = (x.shape[3], x.shape[2])
-    return job
+    if job is None:
+        return
+    job.watch.may_go_on(job)
+    job.size = (x.shape[3], x.shape[2])
+    if expert and expert not in job.experts:
+        job.experts.append(expert)

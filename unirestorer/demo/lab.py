@@ -139,12 +139,14 @@ class Lab:
         recipe = spoiling.recipe()
         clean = lab_photo(photo)
         degraded = as_file(recipe.apply(clean))
-        result = self.model.inspect(degraded)
-        named = self.model.route(result.estimate, spoiling.named())
-        trial = Trial(recipe, describe(self.model, result), self.handlers.write(to_pil(degraded), "degraded"))
+        decision = self.model.inspect(degraded)
+        named = self.model.route(decision.estimate, spoiling.named())
+        trial = Trial(
+            recipe, describe(self.model, decision), self.handlers.write(to_pil(degraded), "degraded")
+        )
         yield trial
-        outputs = self._outputs(degraded, result.route, named)
-        auto = int(result.route.expert)
+        outputs = self._outputs(degraded, decision.route, named)
+        auto = int(decision.route.expert)
         yield replace(
             trial,
             restored=self.handlers.write(to_pil(outputs[auto]), "restored"),
@@ -166,14 +168,14 @@ class Lab:
             strength = start + (end - start) * step / (SWEEP_STEPS - 1)
             now = replace(spoiling, strength=strength)
             degraded = as_file(now.recipe().apply(clean))
-            result = self.model.inspect(degraded)
-            named = self.model.route(result.estimate, now.named())
+            decision = self.model.inspect(degraded)
+            named = self.model.route(decision.estimate, now.named())
             part, original = centre(degraded, SWEEP_PX), centre(clean, SWEEP_PX)
-            outputs = self._outputs(part, result.route, named)
+            outputs = self._outputs(part, decision.route, named)
             quality = {expert: psnr(output, original)[0] for expert, output in outputs.items()}
             levels = tuple(quality[expert] for expert in self._path(named))
-            auto = quality[int(result.route.expert)]
-            report = describe(self.model, result)
+            auto = quality[int(decision.route.expert)]
+            report = describe(self.model, decision)
             points.append(Point(strength, report, psnr(part, original)[0], auto, levels))
             if progress:
                 progress((step + 1) / SWEEP_STEPS)

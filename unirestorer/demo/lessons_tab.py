@@ -54,7 +54,7 @@ def add_lessons(
     seed = gr.State(0)
 
     def live(number: int, memory: Memory | None, width: float, seed: int) -> str:
-        estimate: Estimate | None = memory.result.estimate if memory else None
+        estimate: Estimate | None = memory.decision.estimate if memory else None
         kind = LESSONS[number].numbers
         if kind == "likelihood":
             return likelihood_html(model, estimate)

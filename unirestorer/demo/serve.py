@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unirestorer import __version__
 from unirestorer.demo import words
 from unirestorer.demo.host import Limits, choose_port, free_bytes, lent_gpu, sweep
-from unirestorer.demo.jobs import Watch, places
+from unirestorer.demo.jobs import Watch, guard, places
 from unirestorer.demo.layout import MODEL_QUEUE, launch_options
 from unirestorer.pipeline import UniRestorer
 
@@ -315,6 +315,7 @@ def serve(desk: Desk) -> None:
 def open_desk(
     page_for: Callable[..., gr.Blocks], models: Sequence[UniRestorer], limits: Limits, folder: Path
 ) -> Desk:
-    """The page for watched copies of `models`, and its desk."""
-    watch = Watch(limits)
-    return Desk(page_for(*map(watch.model, models)), watch, ", ".join(m.name for m in models), folder)
+    """The page for `models`, whose experts from now on ask whether their job may go on, and its desk."""
+    for model in models:
+        model.experts.guard = guard
+    return Desk(page_for(*models), Watch(limits), ", ".join(m.name for m in models), folder)

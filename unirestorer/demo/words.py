@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from unirestorer.checkpoint import PartError
 from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.tree import DegradationTree
@@ -402,7 +403,9 @@ def wrong_input() -> str:
 
 
 def complaint(error: ValueError) -> str:
-    """A user's mistake as one sentence of plain text."""
+    """A user's mistake, or an expert that cannot be had, as one sentence of plain text."""
+    if isinstance(error, PartError):
+        return "This expert cannot be loaded on the server just now: force another one, or try again later."
     text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")
     if text.startswith("image: "):
         text = text.removeprefix("image: ")

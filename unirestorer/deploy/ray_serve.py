@@ -90,11 +90,11 @@ class Engine:
         return Response(encode_image(result.image, "restored.png"), 200, self._headers(result), "image/png")
 
     def _headers(self, result: Restoration) -> dict[str, str]:
-        expert = int(result.route.expert[0])
+        expert = int(result.decision.route.expert[0])
         return {
             "X-Expert": self.model.tree.expert_names[expert],
             "X-Expert-Name": quote(self.model.tree.words(expert), safe=" ,+"),
-            "X-Seconds": f"{sum(result.seconds.values()):.3f}",
+            "X-Seconds": f"{sum(result.decision.seconds.values()):.3f}",
             "X-Replica": serve.get_replica_context().replica_id.unique_id,
         }
 
