@@ -107,7 +107,7 @@ def test_a_file_that_is_damaged_while_serving(
     told = jobs.sorry(view.error)
     assert told.startswith("This expert cannot be loaded on the server just now") and str(folder) not in told
     entry = entries(log)[-1]
-    assert entry["error"] == "FaultError" and f"experts/{forced}.safetensors" in entry["detail"][0]
+    assert entry["error"] == "PartError" and f"experts/{forced}.safetensors" in entry["detail"][0]
     assert "secret" not in log.getvalue()
     *_, again = run(photo, "0-0")
     assert again.error is None, "the other experts work on"

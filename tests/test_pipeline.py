@@ -161,15 +161,23 @@ def test_the_same_photo_twice_is_the_same(model: UniRestorer) -> None:
 
 
 def test_a_photo_in_black_and_white_stays_one(model: UniRestorer) -> None:
-    """And a coloured one beside it keeps its colours."""
+    """And a coloured one beside it keeps its colours, also where the bank is asked without the pipeline."""
     x = photos(2)
     x[0] = x[0, 1]
-    number = torch.tensor([3, 3])
-    image = model(x, expert=model.tree.expert_names[3]).image
-    plain = model.experts(x, number)
+    plain = model.experts.network(3)(x).clamp(0, 1)
     assert not torch.equal(plain[0, 0], plain[0, 1]), "the expert itself tints it"
-    torch.testing.assert_close(image[0], plain[0].mean(0).expand(3, -1, -1))
-    assert torch.equal(image[1], plain[1])
+    for image in (model(x, expert=model.tree.expert_names[3]).image, model.experts(x, torch.tensor([3, 3]))):
+        torch.testing.assert_close(image[0], plain[0].mean(0).expand(3, -1, -1))
+        torch.testing.assert_close(image[1], plain[1])
+
+
+def test_an_expert_is_forced_even_where_the_router_would_choose_it(model: UniRestorer) -> None:
+    x = photos(1)
+    own = model(x)
+    name = model.tree.expert_names[int(own.decision.route.expert)]
+    forced = model(x, expert=name)
+    assert torch.equal(forced.image, own.image)
+    assert describe(model, forced.decision)["forced"] and not describe(model, own.decision)["forced"]
 
 
 def test_threads_share_a_model(model: UniRestorer) -> None:
