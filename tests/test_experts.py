@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,21 +20,20 @@ from unirestorer.config import NetworkConfig
 from unirestorer.experts import ExpertBank
 from unirestorer.imaging import load_image, run_tiled
 from unirestorer.networks import build_network, nafnet
+from unirestorer.networks.base import Network
 
 CPU = torch.device("cpu")
 COUNT = 6
 
 
-class Add(nn.Module):
+class Add(Network):
     """Adds a hundredth of its number."""
 
-    multiple, halo_px = 1, 0
-
     def __init__(self, number: int, during: Callable[[], object] = lambda: None) -> None:
-        super().__init__()
+        super().__init__(multiple=1, halo_px=0)
         self.number, self.during, self.seen = number, during, 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
         self.during()
         self.seen += len(x)
         return x + self.number / 100
@@ -47,7 +46,7 @@ class Loader:
         self.numbers: list[int] = []
         self.seconds, self.during, self.loading = seconds, during, 0
 
-    def __call__(self, number: int) -> nn.Module:
+    def __call__(self, number: int) -> Network:
         self.loading += 1
         assert self.loading == 1, "two threads load at once"
         self.numbers.append(number)
@@ -56,7 +55,7 @@ class Loader:
         return Add(number, self.during)
 
 
-def bank_of(load: Callable[[int], nn.Module], keep: int = 4) -> ExpertBank:
+def bank_of(load: Callable[[int], Network], keep: int = 4) -> ExpertBank:
     return ExpertBank(tuple(f"1-{i}" for i in range(COUNT)), load, CPU, keep)
 
 
@@ -122,7 +121,7 @@ def test_networks_are_in_evaluation_mode_and_the_same_while_warm() -> None:
 def test_a_failed_load_can_be_tried_again() -> None:
     attempts = []
 
-    def load(number: int) -> nn.Module:
+    def load(number: int) -> Network:
         attempts.append(number)
         if len(attempts) == 1:
             raise ValueError("damaged")
@@ -191,7 +190,7 @@ def test_threads_share_a_bank() -> None:
 def test_two_threads_that_want_one_expert_load_it_once() -> None:
     load = Loader(seconds=0.05)
     bank = bank_of(load)
-    found: list[nn.Module] = []
+    found: list[Network] = []
     threads = [threading.Thread(target=lambda: found.append(bank.network(3))) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -222,7 +221,7 @@ def test_an_expert_in_use_survives_its_eviction() -> None:
 # Tiles
 
 
-def trained(config: NetworkConfig, seed: int = 0) -> nn.Module:
+def trained(config: NetworkConfig, seed: int = 0) -> Network:
     """Every weight random: the network changes a photo by 0.1 on average, as a strong expert does."""
     torch.manual_seed(seed)
     network = build_network(config)
@@ -340,7 +339,7 @@ def test_seams_would_be_found() -> None:
     network = Checkpoint(SHIPPED).expert("0-0")
     x = uneven(48, 200)
     with torch.inference_mode():
-        tiled = run_tiled(network, x, SEAM_TILE_PX, 0, network.multiple)  # type: ignore[arg-type]
+        tiled = run_tiled(network, x, SEAM_TILE_PX, 0, network.multiple)
         assert steps(tiled - network(x)).max() > 4 * SEAM_LIMIT
 
 
@@ -415,16 +414,14 @@ def hold_to(kind: str, bytes_: int) -> None:
     assert extra[900] == extra[480]  # a larger photo costs itself and its result alone
 
 
-class Hungry(nn.Module):
+class Hungry(Network):
     """Adds a hundredth, and finds no memory for more than `most` pixels at once."""
 
-    multiple, halo_px = 1, 0
-
     def __init__(self, most: int) -> None:
-        super().__init__()
+        super().__init__(multiple=1, halo_px=0)
         self.most, self.seen = most, []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
         self.seen.append((x.device.type, x.shape[-1]))
         if x.shape[-1] * x.shape[-2] > self.most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -447,14 +444,14 @@ def test_out_of_memory_in_small_tiles_means_the_cpu(caplog: pytest.LogCaptureFix
     """The device "meta" stands for a GPU on which nothing can be allocated."""
 
     class OnlyCpu(Add):
-        def forward(self, x: Tensor) -> Tensor:
+        def body(self, x: Tensor) -> Tensor:
             if x.is_meta:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-            return super().forward(x)
+            return super().body(x)
 
     loads: list[int] = []
 
-    def load(number: int) -> nn.Module:
+    def load(number: int) -> Network:
         loads.append(number)
         return OnlyCpu(number)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unirestorer.config import RESTORMER_PAPER, RETINEXFORMER_PAPER, NetworkConfig
-from unirestorer.networks import NETWORKS, Network, build_network, nafnet
+from unirestorer.networks import NETWORKS, build_network, nafnet
+from unirestorer.networks.base import Network
 from unirestorer.networks.nafnet import LocalMeans, NAFBlock, NAFNet, stripes, window_factors
 
 NAFNET_PAPER = NetworkConfig(kind="nafnet", width=32, encoder=(1, 1, 1, 28), middle=1, decoder=(1, 1, 1, 1))
@@ -44,6 +45,37 @@ def test_parameter_counts_are_the_published_ones(config, millions, tolerance):
     with torch.device("meta"):
         network = build_network(config)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=tolerance)
+
+
+class Same(Network):
+    """The shortest expert: gives what it gets, and remembers the sizes."""
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__(multiple=multiple, halo_px=0)
+        self.sizes: list[tuple[int, ...]] = []
+
+    def body(self, x: Tensor) -> Tensor:
+        self.sizes.append(tuple(x.shape[-2:]))
+        return x
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 500), (33, 21), (16, 24)], ids=str)
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_one_place_pads_for_every_network(size, multiple):
+    """A network states its multiple: its body sees nothing else, and what was added is gone afterwards."""
+    network, x = Same(multiple), photo(2, 3, *size)
+    assert torch.equal(network(x), x)
+    assert network.sizes == [tuple(side + -side % multiple for side in size)]
+    assert network(x.half()).dtype == torch.float32
+    assert not any("forward" in vars(type(build_network(config))) for config in SMALL.values())
+
+
+def test_a_network_needs_a_body():
+    class Bare(Network):
+        pass
+
+    with pytest.raises(TypeError, match="body"):
+        Bare(multiple=1, halo_px=0)
 
 
 @each_kind
@@ -178,8 +210,7 @@ def silence_pooling(network: NAFNet) -> None:
 def test_nafnet_tile_with_its_halo_equals_the_whole(kind):
     network = trained(SMALL[kind])
     silence_pooling(network)
-    halo, side = network.halo_px, 2 * network.multiple
-    assert halo % network.multiple == 0
+    halo, side = network.halo_px + -network.halo_px % network.multiple, 2 * network.multiple
     x = photo(1, 3, 2 * halo + side + 32, 2 * halo + side + 32)
     with torch.inference_mode():
         whole = network(x)[..., halo + 16 : halo + 16 + side, halo + 16 : halo + 16 + side]

@@ -23,7 +23,7 @@ from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig, fr
 from unirestorer.extractor import Extractor
 from unirestorer.files import atomic_write, sha256
 from unirestorer.map import DegradationMap
-from unirestorer.networks import MAX_PARAMETERS, build_network
+from unirestorer.networks import MAX_PARAMETERS, Network, build_network
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
@@ -162,7 +162,7 @@ class Checkpoint:
         router = self._affordable(lambda: Router(dim, table, config), "routers")
         return self._filled(router, "router.safetensors")
 
-    def expert(self, name: str) -> nn.Module:
+    def expert(self, name: str) -> Network:
         """The network of expert "level-index" with its weights, in evaluation mode."""
         return self._filled(build_network(self.shape(name)), f"experts/{name}.safetensors")
 

@@ -24,9 +24,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unirestorer.imaging import run_tiled
+from unirestorer.networks import Network
 
 DEFAULT_TILE_PX = 1024
 SMALLEST_TILE_PX = 64
@@ -47,17 +48,17 @@ class ExpertBank:
     """
 
     def __init__(
-        self, names: tuple[str, ...], load: Callable[[int], nn.Module], device: torch.device, keep: int = 4
+        self, names: tuple[str, ...], load: Callable[[int], Network], device: torch.device, keep: int = 4
     ) -> None:
         self.names = names
         self.device = device
         self.guard: Guard = lambda x, expert: None
         self._load = load
         self._keep = keep
-        self._warm: OrderedDict[int, nn.Module] = OrderedDict()
+        self._warm: OrderedDict[int, Network] = OrderedDict()
         self._lock = threading.Lock()
 
-    def network(self, expert: int) -> nn.Module:
+    def network(self, expert: int) -> Network:
         """The network of one expert, from memory or from its file.
 
         Raises ValueError for a number out of range.
@@ -81,7 +82,7 @@ class ExpertBank:
         return self.names[expert]
 
     @property
-    def warm(self) -> tuple[nn.Module, ...]:
+    def warm(self) -> tuple[Network, ...]:
         """The networks in memory."""
         with self._lock:
             return tuple(self._warm.values())
@@ -91,8 +92,8 @@ class ExpertBank:
         with self._lock:
             self._warm.clear()
 
-    def _loaded(self, expert: int, device: torch.device) -> nn.Module:
-        return self._load(expert).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    def _loaded(self, expert: int, device: torch.device) -> Network:
+        return self._load(expert).to(device).to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
     def __call__(
@@ -172,11 +173,7 @@ class ExpertBank:
 
 
 def _run(
-    network: nn.Module,
-    x: Tensor,
-    device: torch.device,
-    tile_px: int | None,
-    progress: Callable[[float], None],
+    network: Network, x: Tensor, device: torch.device, tile_px: int | None, progress: Callable[[float], None]
 ) -> Tensor:
     """The network's output for x (B, 3, H, W), in [0, 1] and where x lies; only a tile at a time is moved."""
 
@@ -188,7 +185,7 @@ def _run(
         output = there_and_back(x)
         progress(1.0)
         return output
-    return run_tiled(there_and_back, x, tile_px, network.halo_px, network.multiple, progress).clamp_(0, 1)  # type: ignore[arg-type]
+    return run_tiled(there_and_back, x, tile_px, network.halo_px, network.multiple, progress).clamp_(0, 1)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -1,18 +1,16 @@
-"""The expert architectures. Each maps x (B,3,H,W) in [0,1] to (B,3,H,W), not clamped, for any H, W >= 1.
+"""The expert architectures, each a `Network`, and how to build one from its config."""
 
-Each knows its `multiple`, to which it pads the sides (tiles must start on it), and its `halo_px`, the margin
-in pixels that a tile needs around itself.
-"""
+from collections.abc import Callable
 
 import torch
 
 from unirestorer.config import NetworkConfig
+from unirestorer.networks.base import Network
 from unirestorer.networks.nafnet import NAFNet
 from unirestorer.networks.restormer import Restormer
 from unirestorer.networks.retinexformer import RetinexFormer
 
-Network = NAFNet | Restormer | RetinexFormer
-NETWORKS: dict[str, type[Network]] = {
+NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
     "nafnet": NAFNet,
     "restormer": Restormer,
     "retinexformer": RetinexFormer,

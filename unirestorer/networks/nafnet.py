@@ -9,21 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import NetworkConfig
+from unirestorer.networks.base import LayerNorm2d, Network
 
 STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend x (B,C,H,W) at the bottom and right to sides that `multiple` divides.
-
-    The photo is mirrored, or its border repeated where it is too small for that.
-    """
-    height, width = x.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if bottom == 0 and right == 0:
-        return x
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(x, (0, right, 0, bottom), mode=mode)
 
 
 def takes_all_rows(x: Tensor) -> bool:
@@ -94,21 +82,6 @@ def window_factors(window: int) -> list[int]:
     return factors or [1]
 
 
-class LayerNorm2d(nn.Module):
-    """Normalises the channels of every pixel, (B,C,H,W) -> (B,C,H,W), always in single precision."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1).float()  # (B, H, W, C), no copy where x is channels-last
-        pixels = F.layer_norm(pixels, self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
-        return pixels.permute(0, 3, 1, 2).to(x.dtype)
-
-
 def simple_gate(x: Tensor) -> Tensor:
     """Product of the two halves of the channels: (B,2C,H,W) -> (B,C,H,W)."""
     first, second = x.chunk(2, dim=1)
@@ -176,18 +149,29 @@ def join(up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     return skip
 
 
-class NAFNet(nn.Module):
-    """x (B,3,H,W) in [0,1] -> restored (B,3,H,W), single precision, not clamped; any H, W >= 1.
+def reach_px(config: NetworkConfig) -> int:
+    """Reach of the convolutions and of two and a half pooling windows, one behind the other.
 
-    The untrained network is the identity. Nothing is remembered between calls, so threads may share a module.
+    A window reaches half its side, a 3x3 convolution one pixel of its scale, a change of scale at most one of
+    the finer. Statistics pooled a third time reach further still, by less than the eye sees: the shipped
+    experts come to 0.15/255 at most, and with two windows came to 1.3/255.
     """
+    reach = 5 * config.window_px // 4
+    reach += 2 * config.unshuffle + config.unshuffle - 1  # intro and ending; the unshuffled stem
+    for level, count in enumerate((*config.encoder, config.middle)):
+        inner = level < len(config.encoder)
+        back = config.decoder[-1 - level] if inner else 0
+        reach += config.unshuffle * 2**level * (count + back + inner)
+    return reach
+
+
+class NAFNet(Network):
+    """An expert whose last convolution starts at zero: untrained, it is the identity."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
         width, depth = config.width, len(config.encoder)
-        self.config = config
+        super().__init__(multiple=config.unshuffle * 2**depth, halo_px=reach_px(config))
         self.unshuffle = config.unshuffle
-        self.multiple = config.unshuffle * 2**depth  # pixels
         window_px = -(-config.window_px // self.multiple) * self.multiple
 
         def blocks(count: int, level: int) -> nn.Sequential:
@@ -210,30 +194,8 @@ class NAFNet(nn.Module):
         for parameter in self.ending.parameters():
             nn.init.zeros_(parameter)
 
-    @property
-    def halo_px(self) -> int:
-        """Reach of the convolutions and of two and a half pooling windows, one behind the other, in pixels,
-        rounded up to `multiple`.
-
-        A window reaches half its side, a 3x3 convolution one pixel of its scale, a change of scale at most
-        one of the finer. Statistics pooled a third time reach further still, by less than the eye sees: the
-        shipped experts come to 0.15/255 at most, and with two windows came to 1.3/255.
-        """
-        config, depth = self.config, len(self.config.encoder)
-        reach = 5 * config.window_px // 4
-        reach += 2 * self.unshuffle + self.unshuffle - 1  # intro and ending; the unshuffled stem
-        for level, count in enumerate((*config.encoder, config.middle)):
-            back = config.decoder[depth - 1 - level] if level < depth else 0
-            reach += self.unshuffle * 2**level * (count + back + (level < depth))
-        return -(-reach // self.multiple) * self.multiple
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        residual = self.body(pad_to_multiple(x, self.multiple))
-        return x.float() + residual[..., :height, :width].float()
-
     def body(self, x: Tensor) -> Tensor:
-        """The residual of x (B,3,H,W), whose sides `multiple` divides."""
+        photo = x
         x = F.pixel_unshuffle(x, self.unshuffle).contiguous(memory_format=torch.channels_last)
         x = self.intro(x)
         skips = []
@@ -245,4 +207,4 @@ class NAFNet(nn.Module):
         for up, decoder in zip(self.up, self.decoder, strict=True):
             x = join(up, x, skips.pop())  # what was x is free before the blocks run
             x = decoder(x)
-        return F.pixel_shuffle(self.ending(x), self.unshuffle)
+        return photo.float() + F.pixel_shuffle(self.ending(x), self.unshuffle)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import NetworkConfig
-from unirestorer.networks.nafnet import LayerNorm2d, pad_to_multiple
+from unirestorer.networks.base import LayerNorm2d, Network
 
 EXPANSION = 2.66  # gamma, by how much the feed-forward network widens (section 4)
 
@@ -66,19 +66,16 @@ class TransformerBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
-class Restormer(nn.Module):
-    """x (B,3,H,W) in [0,1] -> restored (B,3,H,W), single precision, not clamped; any H, W >= 1 (Fig. 2).
+class Restormer(Network):
+    """A U-shape of transformer blocks (Fig. 2).
 
     The attention is over the whole map, so a tiled run differs from a whole one and no halo is exact:
     `halo_px` is a fixed choice.
     """
 
-    halo_px = 64
-
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
         width, heads, depth = config.width, config.heads, len(config.encoder)
-        self.multiple = 2**depth  # pixels
+        super().__init__(multiple=2**depth, halo_px=64)
 
         def blocks(count: int, channels: int, level: int) -> nn.Sequential:
             return nn.Sequential(*(TransformerBlock(channels, heads[level]) for _ in range(count)))
@@ -106,13 +103,8 @@ class Restormer(nn.Module):
         self.refinement = blocks(config.refinement, 2 * width, 0)
         self.ending = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        residual = self.body(pad_to_multiple(x, self.multiple))
-        return x.float() + residual[..., :height, :width].float()
-
     def body(self, x: Tensor) -> Tensor:
-        """The residual of x (B,3,H,W), whose sides `multiple` divides."""
+        photo = x
         x = self.embed(x)
         skips = []
         for encoder, down in zip(self.encoder, self.down, strict=True):
@@ -122,4 +114,4 @@ class Restormer(nn.Module):
         x = self.middle(x)
         for up, reduce, decoder in zip(self.up, self.reduce, self.decoder, strict=True):
             x = decoder(reduce(torch.cat([up(x), skips.pop()], dim=1)))
-        return self.ending(self.refinement(x))
+        return photo.float() + self.ending(self.refinement(x))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import NetworkConfig
-from unirestorer.networks.nafnet import LayerNorm2d, pad_to_multiple
+from unirestorer.networks.base import LayerNorm2d, Network
 
 
 class IlluminationEstimator(nn.Module):
@@ -141,23 +141,19 @@ class Stage(nn.Module):
         return lit + self.ending(x).float()
 
 
-class RetinexFormer(nn.Module):
-    """x (B,3,H,W) in [0,1] -> enhanced (B,3,H,W), single precision, not clamped; any H, W >= 1 (Fig. 2).
+class RetinexFormer(Network):
+    """One or several stages, each of which enhances what the one before gives (Fig. 2).
 
     The attention is over the whole map, so a tiled run differs from a whole one and no halo is exact:
     `halo_px` is a fixed choice.
     """
 
-    halo_px = 64
-
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.multiple = 2 ** len(config.encoder)  # pixels
+        super().__init__(multiple=2 ** len(config.encoder), halo_px=64)
         self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        image = pad_to_multiple(x, self.multiple)
+    def body(self, x: Tensor) -> Tensor:
+        image = x
         for stage in self.stages:
             image = stage(image.to(x.dtype))
-        return image[..., :height, :width].float()
+        return image
