@@ -19,7 +19,7 @@ from unirestorer.checkpoint import LIBRARY_FOLDER
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.steps import GaussianBlur, Haze, Lowlight, MotionBlur, Noise, Rain, Snow, Step
 from unirestorer.files import atomic_write
-from unirestorer.imaging import from_uint8, to_pil, to_uint8
+from unirestorer.imaging import as_file, from_uint8, to_pil
 from unirestorer.metrics import psnr
 
 Row = tuple[str, str, tuple[Step, ...]]  # in words, photo, what is done to it
@@ -56,7 +56,7 @@ def sheet(model: UniRestorer, rows: Sequence[Row]) -> Image.Image:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     for row, (name, photo, steps) in enumerate(rows):
         clean = from_uint8(np.asarray(clean_photo(photo)))
-        degraded = from_uint8(to_uint8(Recipe(steps, SEED).apply(clean)))  # as a file holds it
+        degraded = as_file(Recipe(steps, SEED).apply(clean))
         result = model.restore(degraded)
         words = model.tree.words(int(result.decision.route.expert))
         before, after = (float(psnr(image, clean)[0]) for image in (degraded, result.image))

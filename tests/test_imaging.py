@@ -21,10 +21,11 @@ from unirestorer.files import atomic_write, sha256
 from unirestorer.imaging import (
     MAX_MEGAPIXELS,
     SUFFIXES,
+    as_file,
     from_uint8,
     image_files,
     load_image,
-    pad_to,
+    mirrored,
     run_tiled,
     save_image,
     to_pil,
@@ -410,12 +411,28 @@ def test_rounding_is_half_up_and_clipped():
 
 
 def test_all_levels_survive_the_round_trip():
-    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    assert np.array_equal(to_uint8(from_uint8(levels)), np.repeat(levels[..., None], 3, axis=2))
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert np.array_equal(to_uint8(from_uint8(levels)), levels)
     array = to_uint8(noise(9, 4))
     assert array.shape == (9, 4, 3) and np.array_equal(to_uint8(from_uint8(array)[0]), array)
     assert np.array_equal(np.asarray(to_pil(from_uint8(array))), array)
     assert np.array_equal(to_uint8(from_uint8(array).double()), array)
+
+
+def test_windows_are_the_photos_one_by_one():
+    windows = np.stack([to_uint8(noise(9, 4, seed=seed)) for seed in range(3)])
+    windows.setflags(write=False)  # as a file's map may be
+    x = from_uint8(windows)
+    assert torch.equal(x, torch.cat([from_uint8(window) for window in windows]))
+    assert torch.equal(x, from_uint8(torch.tensor(windows)))
+    assert x.is_contiguous(memory_format=torch.channels_last) and from_uint8(windows[0]).is_contiguous()
+
+
+def test_as_file_is_what_a_saved_file_gives_back(tmp_path: Path):
+    x = noise(9, 4) * 1.1 - 0.03
+    save_image(x, tmp_path / "a.png")
+    assert torch.equal(as_file(x), load_image(tmp_path / "a.png"))
+    assert not torch.equal(as_file(x), x) and torch.equal(as_file(as_file(x)), as_file(x))
 
 
 @pytest.mark.parametrize(
@@ -510,14 +527,11 @@ def test_sha256():
 # Padding and views
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("multiple", [1, 8, 16])
-def test_padding_reflects_like_numpy(size: tuple[int, int], multiple: int):
-    x = noise(*size, batch=2)
-    padded, old = pad_to(x, multiple)
-    bottom, right = -size[0] % multiple, -size[1] % multiple
-    expected = np.pad(x.numpy(), ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect")
-    assert old == size and np.array_equal(padded.numpy(), expected)
+@pytest.mark.parametrize(("border_twice", "mode"), [(True, "symmetric"), (False, "reflect")])
+@pytest.mark.parametrize("size", [1, 2, 3, 17])
+def test_mirroring_is_numpys_however_far_it_goes(size: int, border_twice: bool, mode: str):
+    index = mirrored(torch.arange(-40, size + 50), size, border_twice=border_twice)
+    assert np.array_equal(index.numpy(), np.pad(np.arange(size), (40, 50), mode=mode))
 
 
 @pytest.mark.parametrize(
@@ -540,7 +554,7 @@ def test_the_view_policy(size: tuple[int, int], origins: list[tuple[int, int]]):
 
 
 @pytest.mark.parametrize("size", [*SIZES, (100, 223), (1, 336)])
-def test_small_photos_are_reflected_at_both_ends(size: tuple[int, int]):
+def test_small_photos_are_mirrored_at_both_ends(size: tuple[int, int]):
     x = noise(*size)
     margins = [(max(224 - side, 0) // 2, max(224 - side, 0) - max(224 - side, 0) // 2) for side in size]
     expected = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), *margins), mode="reflect"))
@@ -589,7 +603,8 @@ class Grid(Local):
 
     def forward(self, x: Tensor) -> Tensor:
         self.shapes.append((x.shape[2], x.shape[3]))
-        padded, (height, width) = pad_to(x, 8)
+        height, width = x.shape[2:]
+        padded = nn.functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
         return x + self.up(torch.tanh(self.down(padded)))[:, :, :height, :width]
 
 

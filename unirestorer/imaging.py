@@ -198,11 +198,22 @@ def to_uint8(x: Tensor) -> np.ndarray:
     return grey.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def from_uint8(array: np.ndarray) -> Tensor:
-    """(H, W, 3) or (H, W) uint8 -> (1, 3, H, W) in [0, 1], of which `to_uint8` makes the same bytes again."""
-    if array.dtype != np.uint8:
-        raise _error("array", str(array.dtype), "uint8", "use load_image for other types")
-    return _from_array(array, "array")
+def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
+    """A photo (H, W, 3) or windows (B, H, W, 3), uint8 -> (1, 3, H, W) or (B, 3, H, W) in [0, 1].
+
+    The result lies where the pixels do; `to_uint8` makes the same bytes of it again. Windows stay
+    channels-last in memory, as networks like them; a photo does not, like one from a file.
+    """
+    x = torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels
+    if x.dtype != torch.uint8:
+        raise _error("pixels", str(x.dtype), "uint8", "use load_image for other types")
+    x = x.permute(2, 0, 1)[None].contiguous() if x.ndim == 3 else x.permute(0, 3, 1, 2)
+    return x.float().div_(255)
+
+
+def as_file(x: Tensor) -> Tensor:
+    """(3, H, W) or (1, 3, H, W) in [0, 1] -> (1, 3, H, W) rounded to 8 bits, as a photo arrives."""
+    return from_uint8(to_uint8(x))
 
 
 def to_pil(x: Tensor) -> Image.Image:
@@ -239,19 +250,14 @@ def encode_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None 
 # Padding and views
 
 
-def _reflect(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """`x` mirrored at both ends of `dim`, as often as it takes; a single pixel is repeated."""
-    if before == after == 0:
-        return x
-    period = max(2 * (x.shape[dim] - 1), 1)
-    index = torch.arange(-before, x.shape[dim] + after, device=x.device) % period
-    return x.index_select(dim, torch.minimum(index, period - index))
+def mirrored(index: Tensor, size: int, *, border_twice: bool) -> Tensor:
+    """Whole numbers of any size as indices into 0 .. size - 1, mirrored at both ends as often as it takes.
 
-
-def pad_to(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """(B, C, H, W) reflected at bottom and right so that both sides divide by `multiple`; the old (H, W)."""
-    height, width = x.shape[-2:]
-    return _reflect(_reflect(x, 2, 0, -height % multiple), 3, 0, -width % multiple), (height, width)
+    Beyond the border its pixel comes first, a second time, or (not `border_twice`) the one next to it.
+    """
+    period = 2 * size if border_twice else max(2 * size - 2, 1)
+    index = index % period
+    return torch.minimum(index, period - border_twice - index)
 
 
 def views(x: Tensor, size: int = 224) -> Tensor:
@@ -259,11 +265,13 @@ def views(x: Tensor, size: int = 224) -> Tensor:
 
     Nothing is resized: that would destroy the noise. Where the shorter side is at least 1.5 * size, the four
     corners follow (V = 5); where only the longer side is, its two ends (V = 3); else nothing (V = 1). A side
-    shorter than `size` is reflected at both ends.
+    shorter than `size` is mirrored at both ends.
     """
     for dim in (2, 3):
         missing = max(size - x.shape[dim], 0)
-        x = _reflect(x, dim, missing // 2, missing - missing // 2)
+        if missing:
+            index = torch.arange(size, device=x.device) - missing // 2
+            x = x.index_select(dim, mirrored(index, x.shape[dim], border_twice=False))
     bottom, right = x.shape[2] - size, x.shape[3] - size
     tall, wide = bottom >= size / 2, right >= size / 2
     tops, lefts = [0, bottom] if tall else [bottom // 2], [0, right] if wide else [right // 2]

@@ -28,7 +28,7 @@ from unirestorer.config import CorpusConfig
 from unirestorer.degradation import MapFolder, Recipe, draw_recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, Setting, child_generator
 from unirestorer.files import atomic_write
-from unirestorer.imaging import image_files, load_image, to_uint8
+from unirestorer.imaging import from_uint8, image_files, load_image, mirrored, to_uint8
 from unirestorer.types import Task
 
 PAIR_TASKS = {"rain100l": Task.DERAIN, "derain_pairs": Task.DERAIN, "lowlight_pairs": Task.LOWLIGHT}
@@ -233,7 +233,7 @@ class Corpus:
         y, x = torch.where(turned, along, down), torch.where(turned, down, along)
         y = top + torch.where(symmetry // 2 % 2 == 1, px - 1 - y, y)
         x = left + torch.where(symmetry // 4 == 1, px - 1 - x, x)
-        lq, hq = (_to_tensor(pixels[row, y, x]) for pixels in self.pixels)
+        lq, hq = (from_uint8(pixels[row, y, x]) for pixels in self.pixels)
         return lq, hq
 
     def batch(self, rows: np.ndarray, px: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -260,11 +260,6 @@ def fade(images: Tensor, drawn: Tensor) -> Tensor:
     channel, percent = drawn.unbind(1)
     grey = images[torch.arange(len(images), device=images.device), channel].unsqueeze(1)  # (B, 1, H, W)
     return torch.lerp(images, grey.expand_as(images), (percent.to(images) / 100)[:, None, None, None])
-
-
-def _to_tensor(pixels: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], channels-last in memory."""
-    return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 def draw_plan(
@@ -341,10 +336,13 @@ def render_row(
 
 
 def at_least(image: Tensor, px: int) -> Tensor:
-    """Mirror a photo (1, 3, H, W) outward until both sides have `px` pixels."""
+    """Mirror a photo (1, 3, H, W) outward, each side doubled until it has `px` pixels."""
     for dim in (2, 3):
-        while image.shape[dim] < px:
-            image = torch.cat((image, image.flip(dim)), dim)
+        size = length = image.shape[dim]
+        while length < px:
+            length *= 2
+        if length > size:
+            image = image.index_select(dim, mirrored(torch.arange(length), size, border_twice=True))
     return image
 
 

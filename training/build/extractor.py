@@ -22,6 +22,7 @@ from training.build.loop import Budget, half_precision, train
 from unirestorer.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.extractor import ClipTower, Extractor, ResNetTower
+from unirestorer.imaging import from_uint8
 
 TEXT_TOWER = open_clip.CLIPTextCfg(context_length=32, width=128, heads=4, layers=2)
 LARGEST_SCALE = 100.0
@@ -207,8 +208,8 @@ def corpus_drs(extractor: Extractor, corpus: Corpus, device: torch.device) -> Te
     batch = 32 if device.type == "cpu" else 256
     parts = []
     for start in tqdm(range(0, len(corpus), batch), desc="DRs", unit="batch"):
-        pixels = torch.from_numpy(corpus.lq[start : start + batch].copy())
-        parts.append(extractor(pixels.permute(0, 3, 1, 2).to(device).float() / 255).cpu())
+        pixels = corpus.pixels[0][start : start + batch].to(device)
+        parts.append(extractor(from_uint8(pixels)).cpu())
     return torch.cat(parts)
 
 

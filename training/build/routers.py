@@ -27,7 +27,7 @@ from unirestorer.degradation import Recipe, draw_recipe
 from unirestorer.degradation.recipe import Setting, child_generator
 from unirestorer.extractor import Extractor
 from unirestorer.files import atomic_write
-from unirestorer.imaging import from_uint8, load_image, to_uint8
+from unirestorer.imaging import as_file, from_uint8, load_image, to_uint8
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Route, Task
@@ -186,7 +186,7 @@ def _embed_one(
     clean = both[:1]
     degraded = both[1:] if row.source else row.recipe.apply(clean, photos.maps)
     both = fade(torch.cat((degraded, clean)), torch.tensor([row.fade, row.fade]))
-    both[:1] = from_uint8(to_uint8(both[:1]))  # as a file holds it
+    both[:1] = as_file(both[:1])
     e = extractor(both[:1].to(device))[0].cpu().numpy()
     both = random_window(both, px, px, place)
     return e, to_uint8(both[:1]), to_uint8(both[1:])
@@ -242,7 +242,7 @@ def measure_l1(
         network = expert(number).to(device)
         errors = []
         for part in np.array_split(chosen, -(-len(chosen) // 16)):
-            lq, hq = (_pixels(array[rows[part]]).to(device) for array in (data.lq, data.hq))
+            lq, hq = (from_uint8(array[rows[part]]).to(device) for array in (data.lq, data.hq))
             errors.append((network(lq).clamp(0, 1) - hq).abs().mean((1, 2, 3)).cpu().numpy())
         done[name] = np.concatenate(errors)
         atomic_write(path, lambda file: np.savez(file, **done))  # pyright: ignore[reportArgumentType]
@@ -252,10 +252,6 @@ def measure_l1(
             table[wanted[:, number], number] = torch.from_numpy(done[name])
     worst = table.max(1, keepdim=True).values
     return rows, torch.where(table < 0, worst, table).clamp(min=1e-4)
-
-
-def _pixels(windows: np.ndarray) -> Tensor:
-    return torch.from_numpy(windows).permute(0, 3, 1, 2).float() / 255
 
 
 def new_router(tree: DegradationTree, e: Tensor, config: RoutersConfig, seed: int) -> Router:

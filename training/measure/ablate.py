@@ -26,6 +26,7 @@ from training.build.tree import centers_of, cluster, fit_tree, recipe_means
 from unirestorer.config import Config, ExpertsConfig, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.extractor import Extractor
+from unirestorer.imaging import from_uint8
 from unirestorer.metrics import psnr
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
@@ -198,8 +199,7 @@ def score(material: Material, corpus: Corpus, networks: list[nn.Module]) -> Scor
 def middle(windows: np.ndarray, rows: np.ndarray, px: int) -> Tensor:
     """(N, 3, px, px): the middle of some windows (M, side, side, 3) uint8."""
     start = max(0, (windows.shape[1] - px) // 2)
-    crops = windows[rows, start : start + px, start : start + px]
-    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    return from_uint8(windows[rows, start : start + px, start : start + px])
 
 
 def subtree(tree: DegradationTree, sizes: tuple[int, ...]) -> tuple[DegradationTree, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from training.measure.evaluate import describe, machine, store, table
 from training.measure.protocol import Case, cases, samples
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
-from unirestorer.imaging import from_uint8, to_uint8
+from unirestorer.imaging import as_file, load_image, to_uint8
 from unirestorer.metrics import psnr
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
@@ -117,7 +117,7 @@ def _case(model: UniRestorer, case: Case, data: Path, limit: int | None, bar: tq
 def classical(method: Method, x: torch.Tensor) -> torch.Tensor:
     """`method` on x (1, 3, H, W) in [0, 1]."""
     restored = method(to_uint8(x).astype(np.float64) / 255)
-    return from_uint8((np.clip(restored, 0, 1) * 255).round().astype(np.uint8))
+    return as_file(load_image(np.clip(restored, 0, 1)))
 
 
 def markdown(measured: dict[str, Any] | None) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from unirestorer.imaging import load_image
+from unirestorer.imaging import load_image, mirrored
 
 Generate = Callable[[Tensor, float, Generator, Sequence[Path]], Tensor]
 
@@ -105,7 +105,8 @@ def raindrops(image: Tensor, strength: float, generator: Generator, maps: Sequen
         dy, dx = rows - centre_y, columns - centre_x
         inside = ((radius - torch.hypot(dy, dx)) / (0.25 * radius)).clamp(0, 1)  # (H, W)
         source_y, source_x = (
-            _inside(c - 4 * d, n) for c, d, n in ((centre_y, dy, height), (centre_x, dx, width))
+            mirrored((c - 4 * d).round().long(), n, border_twice=True)
+            for c, d, n in ((centre_y, dy, height), (centre_x, dx, width))
         )
         seen = soft[:, :, source_y, source_x]  # (1, 3, H, W)
         result = (1 - inside) * result + 0.85 * inside * seen
@@ -174,18 +175,13 @@ def _blur_by_disk(image: Tensor, radius_px: float) -> Tensor:
     """Convolution in the Fourier domain; borders are mirrored."""
     kernel = disk(radius_px)
     reach = kernel.shape[0] // 2
-    height, width = image.shape[-2:]
-    rows, columns = (_inside(torch.arange(-reach, size + reach), size) for size in (height, width))
+    rows, columns = (
+        mirrored(torch.arange(-reach, size + reach), size, border_twice=True) for size in image.shape[-2:]
+    )
     padded = image[:, :, rows][..., columns]  # (1, 3, H + 2 reach, W + 2 reach)
     size = padded.shape[-2:]
     blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size), s=size)
     return blurred[..., 2 * reach :, 2 * reach :].clamp(0, 1)
-
-
-def _inside(index: Tensor, size: int) -> Tensor:
-    """Any coordinates, rounded and mirrored at the border into 0 .. size - 1."""
-    index = index.round().long() % (2 * size)
-    return torch.where(index < size, index, 2 * size - 1 - index)
 
 
 def _cover(grey: Tensor, height: int, width: int) -> Tensor:

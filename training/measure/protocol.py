@@ -29,7 +29,7 @@ from training.build.split import rain_layers
 from training.measure.generators import SECOND, UNSEEN
 from unirestorer.degradation import Recipe, make_step
 from unirestorer.degradation.recipe import ORDER, Band, Setting, child_generator, draw_step
-from unirestorer.imaging import SUFFIXES, from_uint8, image_files, load_image, to_uint8
+from unirestorer.imaging import SUFFIXES, as_file, image_files, load_image
 from unirestorer.types import Task
 
 PROTOCOL_FILE = Path(__file__).with_name("protocol.json")
@@ -205,13 +205,13 @@ def _render(case: Case, root: Path, layers: str | Path | None, limit: int | None
             degraded = generate(clean, case.strength or 0.0, child_generator(case.seed, PHOTOS, index), maps)
         if case.group == "grey":
             degraded = black_and_white(degraded, GREEN)  # a mean of channels would weaken the noise
-        yield Sample(files[index].stem, clean, _as_file(degraded), frozenset(case.tasks), recipe)
+        yield Sample(files[index].stem, clean, as_file(degraded), frozenset(case.tasks), recipe)
 
 
 def black_and_white(x: Tensor, weights: tuple[float, float, float]) -> Tensor:
     """x (B, 3, H, W) with one weighed sum of its channels in place of all three, in whole 8-bit values."""
     grey = (x * x.new_tensor(weights)[:, None, None]).sum(1, keepdim=True)
-    return _as_file(grey.expand_as(x))
+    return as_file(grey.expand_as(x))
 
 
 def photo_recipe(case: Case, index: int, total: int) -> Recipe:
@@ -255,10 +255,6 @@ def _partner(clean: Path, folder: Path) -> Path:
         if path.stem == clean.stem:
             return path
     raise ValueError(f"{folder}: got no {clean.stem}, expected the partner of {clean.name}, put it there")
-
-
-def _as_file(x: Tensor) -> Tensor:
-    return from_uint8(to_uint8(x))
 
 
 def _hash(text: str) -> int:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.build.data import Corpus
 from training.build.experts import Node, Trainer
 from unirestorer.config import ExpertsConfig, NetworkConfig
+from unirestorer.imaging import from_uint8
 from unirestorer.metrics import psnr
 from unirestorer.types import Task
 
@@ -91,7 +92,7 @@ def score(network: nn.Module, corpus: Corpus, rows: np.ndarray, device: torch.de
     """Mean PSNR (dB, RGB) of input and output over some windows, and seconds per window."""
     before, after, seconds = [], [], []
     for row in rows:
-        lq, hq = (_window(array[row]).to(device) for array in (corpus.lq, corpus.hq))
+        lq, hq = (from_uint8(array[[row]]).to(device) for array in (corpus.lq, corpus.hq))
         start = time.monotonic()
         restored = network(lq).clamp(0, 1)
         seconds.append(time.monotonic() - start)
@@ -102,7 +103,3 @@ def score(network: nn.Module, corpus: Corpus, rows: np.ndarray, device: torch.de
         "psnr": round(float(np.mean(after)), 3),
         "seconds": round(float(np.median(seconds)), 4),
     }
-
-
-def _window(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 
 from unirestorer.degradation import fields
-from unirestorer.imaging import image_files, load_image, to_uint8
+from unirestorer.imaging import image_files, load_image, mirrored, to_pil
 from unirestorer.types import Task
 
 READING = 0.03  # share of a camera noise's variance on middle grey that does not depend on the light
@@ -48,15 +46,11 @@ class MapFolder:
         grey = load_image(self.files[pick % len(self.files)]).mean(1)  # (1, h, w)
         if flip % 2:
             grey = grey.flip(-1)
-        rows = _mirrored(height, grey.shape[-2], top)
-        return grey[:, rows][:, :, _mirrored(width, grey.shape[-1], left)]
-
-
-def _mirrored(wanted: int, available: int, start: int) -> Tensor:
-    """`wanted` consecutive indices into an axis of `available`, mirrored at its ends."""
-    first = start % max(available - wanted + 1, 1) if wanted <= available else 0
-    index = (torch.arange(wanted) + first) % (2 * available)
-    return torch.where(index < available, index, 2 * available - 1 - index)
+        rows, columns = (
+            mirrored(torch.arange(length) + start % max(size - length + 1, 1), size, border_twice=True)
+            for length, size, start in zip((height, width), grey.shape[-2:], (top, left), strict=True)
+        )
+        return grey[:, rows][:, :, columns]
 
 
 @dataclass(frozen=True)
@@ -260,7 +254,7 @@ class Jpeg:
     quality: int
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        return torch.stack([_jpeg(one.cpu(), self.quality) for one in image]).to(image)
+        return torch.cat([_jpeg(one, self.quality) for one in image]).to(image)
 
     @property
     def strength(self) -> float:
@@ -296,22 +290,17 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     size allows.
     """
     pad = kernel.shape[-1] // 2
-    rows = _mirrored_border(image.shape[-2], pad, image.device)
-    columns = _mirrored_border(image.shape[-1], pad, image.device)
+    rows, columns = (
+        mirrored(torch.arange(-pad, size + pad, device=image.device), size, border_twice=True)
+        for size in image.shape[-2:]
+    )
     padded = image[..., rows, :][..., columns]
     weight = kernel.flip(0, 1).to(image).expand(image.shape[1], 1, -1, -1)
     return F.conv2d(padded, weight, groups=image.shape[1])
 
 
-def _mirrored_border(size: int, pad: int, device: torch.device) -> Tensor:
-    index = torch.arange(-pad, size + pad, device=device) % (2 * size)
-    return torch.where(index < size, index, 2 * size - 1 - index)
-
-
 def _jpeg(image: Tensor, quality: int) -> Tensor:
-    """(3, H, W) -> (3, H, W)"""
+    """(3, H, W) -> (1, 3, H, W)"""
     data = io.BytesIO()
-    Image.fromarray(to_uint8(image)).save(data, "JPEG", quality=quality, subsampling=2)
-    with Image.open(data) as decoded:
-        pixels = np.array(decoded.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    to_pil(image).save(data, "JPEG", quality=quality, subsampling=2)
+    return load_image(data.getvalue())

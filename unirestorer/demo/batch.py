@@ -15,7 +15,8 @@ from typing import Any
 from unirestorer.degradation import draw_recipe
 from unirestorer.demo import words
 from unirestorer.demo.handlers import Handlers
-from unirestorer.demo.lab import as_file, lab_photo
+from unirestorer.demo.lab import lab_photo
+from unirestorer.imaging import as_file
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
 

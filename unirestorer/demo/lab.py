@@ -18,7 +18,7 @@ from unirestorer.demo import words
 from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
 from unirestorer.demo.handlers import Handlers, read_photo, shrink
-from unirestorer.imaging import from_uint8, load_image, to_pil, to_uint8
+from unirestorer.imaging import as_file, load_image, to_pil
 from unirestorer.metrics import SSIM_WINDOW_PX, psnr, ssim
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
@@ -211,12 +211,7 @@ def lab_photo(photo: str | None) -> Tensor:
     Raises ValueError for what is no photo.
     """
     image = read_photo(photo) if photo else load_image(BUILT_IN)
-    return as_file(load_image(shrink(to_pil(image), LAB_PX)))
-
-
-def as_file(x: Tensor) -> Tensor:
-    """Rounded to 8 bits, as a photo arrives."""
-    return from_uint8(to_uint8(x))
+    return load_image(shrink(to_pil(image), LAB_PX))
 
 
 def agreement(x: Tensor, y: Tensor) -> tuple[float, float]:
