@@ -5,6 +5,7 @@
 The photos come with scikit-image and scikit-learn; seeds are fixed, so the sheet is the same every time.
 """
 
+import io
 import sys
 from pathlib import Path
 
@@ -67,9 +68,8 @@ def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("degradations.jpg")
     sheet = contact_sheet()
     # Not by save_image: at its quality the sheet would be 1.5 MB.
-    atomic_write(
-        target, lambda file: sheet.save(file, "JPEG", quality=75, subsampling="4:4:4", optimize=True)
-    )
+    sheet.save(file := io.BytesIO(), "JPEG", quality=75, subsampling="4:4:4", optimize=True)
+    atomic_write(target, file.getvalue())
     print(f"{target}: {sheet.width}x{sheet.height}, {target.stat().st_size // 1024} KiB")
 
 

@@ -6,6 +6,7 @@ leaves them.
 The photos come with scikit-image and scikit-learn; seeds are fixed, so the same weights draw the same sheet.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +74,8 @@ def main() -> None:
     name = sys.argv[1]
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else LIBRARY_FOLDER / name / "limits.jpg"
     picture = sheet(UniRestorer.from_pretrained(name, device="cpu"), ROWS[name])
-    atomic_write(
-        target, lambda file: picture.save(file, "JPEG", quality=75, subsampling="4:4:4", optimize=True)
-    )
+    picture.save(file := io.BytesIO(), "JPEG", quality=75, subsampling="4:4:4", optimize=True)
+    atomic_write(target, file.getvalue())
     print(f"{target}: {picture.width}x{picture.height}, {target.stat().st_size // 1024} KiB")
 
 

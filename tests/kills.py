@@ -77,7 +77,7 @@ def folder_runs(work: Path, checkpoint: Path, times: int, random: np.random.Gene
     subprocess.run([*command, str(work / "whole")], cwd=ROOT, check=True, capture_output=True)
     seconds = time.monotonic() - start
     expected = digests(work / "whole")
-    found = []
+    findings = []
     for number in range(times):
         out = work / f"out-{number}"
         moment = random.uniform(0.3, 1.0) * seconds
@@ -86,27 +86,27 @@ def folder_runs(work: Path, checkpoint: Path, times: int, random: np.random.Gene
         pictures = {name: digest for name, digest in there.items() if name in expected}
         stamps = {name: (out / name).stat().st_mtime_ns for name in pictures}
         if any(expected[name] != digest for name, digest in pictures.items()):
-            found.append(f"folder run {number}: a photo was half-written")
+            findings.append(f"folder run {number}: a photo was half-written")
         again = subprocess.run([*command, str(out)], cwd=ROOT, check=False, capture_output=True, text=True)
         if again.returncode:
-            found.append(f"folder run {number}: the second run failed: {again.stderr[-200:]}")
+            findings.append(f"folder run {number}: the second run failed: {again.stderr[-200:]}")
         if digests(out) != expected:
-            found.append(f"folder run {number}: the folder differs from a run that nobody killed")
+            findings.append(f"folder run {number}: the folder differs from a run that nobody killed")
         ended = len(pictures) == len(expected)  # then the same command is a new run
         if not ended and any((out / name).stat().st_mtime_ns != stamp for name, stamp in stamps.items()):
-            found.append(f"folder run {number}: a finished photo was made again")
+            findings.append(f"folder run {number}: a finished photo was made again")
         state = "killed" if was_killed else "had ended"
         say(
             f"folder run {number + 1}/{times}: {state} after {moment:.1f} s with {len(pictures)} of "
             f"{len(expected)} photos; then complete"
         )
-    return found
+    return findings
 
 
 def savings(work: Path, checkpoint: Path, times: int, random: np.random.Generator) -> list[str]:
     """The findings of `times` killed savings of 27 experts over those of a complete checkpoint."""
     command = [sys.executable, "-c", SAVE, str(checkpoint)]
-    found = []
+    findings = []
     seconds = 0.0
     for number in range(-1, times):  # the first one is not killed: it says how long it takes
         folder = make_tiny_checkpoint(work / f"checkpoint-{number}")
@@ -130,19 +130,19 @@ def savings(work: Path, checkpoint: Path, times: int, random: np.random.Generato
             except ValueError:
                 half += 1  # written, but not yet in the config: at most one
         if half > 1 or not set(whole) <= names:
-            found.append(f"saving {number}: {half} parts cannot be read")
+            findings.append(f"saving {number}: {half} parts cannot be read")
         subprocess.run([*command, str(folder)], cwd=ROOT, check=True, capture_output=True)
         try:
             parts = len(verify(folder))
         except ValueError as error:
             parts = 0
-            found.append(f"saving {number}: {error}")
+            findings.append(f"saving {number}: {error}")
         left = len(names - set(whole))
         say(
             f"saving {number + 1}/{times}: {half} parts ahead of the config, {left} temporary files; "
             f"after the same command again {parts} sound parts"
         )
-    return found
+    return findings
 
 
 def main() -> int:
@@ -156,12 +156,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         checkpoint = make_tiny_checkpoint(work / "tiny")
-        found = folder_runs(work, checkpoint, arguments.times, random)
-        found += savings(work, checkpoint, arguments.times, random)
-    for finding in found:
+        findings = folder_runs(work, checkpoint, arguments.times, random)
+        findings += savings(work, checkpoint, arguments.times, random)
+    for finding in findings:
         say(f"FINDING {finding}")
-    say(f"{2 * arguments.times} kills, {len(found)} findings")
-    return 1 if found else 0
+    say(f"{2 * arguments.times} kills, {len(findings)} findings")
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from training.build.draw import draw_photo
-from unirestorer.bench import describe_machine
+from training.measure.machine import describe_machine
 from unirestorer.degradation import draw_recipe
 from unirestorer.imaging import encode_image, load_image
 from unirestorer.types import Task

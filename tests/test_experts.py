@@ -24,6 +24,7 @@ from unirestorer.networks.base import Network
 
 CPU = torch.device("cpu")
 COUNT = 6
+CUDA_FULL = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 class Add(Network):
@@ -417,14 +418,14 @@ def hold_to(kind: str, bytes_: int) -> None:
 class Hungry(Network):
     """Adds a hundredth, and finds no memory for more than `most` pixels at once."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, error: Exception = CUDA_FULL) -> None:
         super().__init__(multiple=1, halo_px=0)
-        self.most, self.seen = most, []
+        self.most, self.error, self.seen = most, error, []
 
     def body(self, x: Tensor) -> Tensor:
         self.seen.append((x.device.type, x.shape[-1]))
         if x.shape[-1] * x.shape[-2] > self.most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.error
         return x + 0.01
 
 
@@ -438,6 +439,14 @@ def test_out_of_memory_means_smaller_tiles(tile_px: int | None, caplog: pytest.L
     tried = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     sides = {None: (200, 100), 768: (200, 100), 300: (150, 75)}[tile_px]
     assert tried == [f"cpu: out of memory: trying tiles of {side} px" for side in sides]
+
+
+def test_a_full_cpu_means_smaller_tiles_too(caplog: pytest.LogCaptureFixture) -> None:
+    """The bank did not know the words that command line and page took for want of memory."""
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    bank, x = ExpertBank(("0-0",), lambda _: Hungry(100 * 100, full), CPU), photos(1, 100, 160)
+    assert torch.allclose(bank(x, torch.tensor([0])), x + 0.01, atol=1e-6)
+    assert caplog.messages == ["cpu: out of memory: trying tiles of 80 px"]
 
 
 def test_out_of_memory_in_small_tiles_means_the_cpu(caplog: pytest.LogCaptureFixture) -> None:

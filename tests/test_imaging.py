@@ -454,21 +454,28 @@ def test_nan_is_never_written(tmp_path: Path):
 # Atomic files
 
 
-def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("function", ["fsync", "chmod", "replace"])
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    function: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "report.json"
     path.write_text("old")
 
-    def full_disk(file: BinaryIO) -> None:
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
+    def fail(*_: object) -> None:
+        raise error
 
-    def interrupted(file: BinaryIO) -> None:
-        raise KeyboardInterrupt
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(type(error)):
+        atomic_write(path, b"half of it")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
-    for writer, error in ((full_disk, OSError), (interrupted, KeyboardInterrupt)):
-        with pytest.raises(error):
-            atomic_write(path, writer)
-        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+def test_a_write_takes_up_what_one_of_its_token_left(tmp_path: Path):
+    (tmp_path / ".mine.tmp").write_bytes(b"much more than is written now")
+    atomic_write(tmp_path / "report.json", b"new", token="mine")
+    assert (tmp_path / "report.json").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_failing_save_leaves_the_old_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -93,11 +93,11 @@ def test_a_save_that_was_cut_off_does_not_count(tmp_path: Path, monkeypatch: pyt
     whole, _, _ = run(tmp_path / "whole")
     real, calls = loop.atomic_write, []
 
-    def third_fails(path: Path, writer: Callable) -> None:
+    def third_fails(path: Path, data: bytes) -> None:
         calls.append(path)
         if len(calls) == 3:
             raise OSError(28, "No space left on device")
-        real(path, writer)
+        real(path, data)
 
     monkeypatch.setattr(loop, "atomic_write", third_fails)
     with pytest.raises(OSError, match="No space left"):

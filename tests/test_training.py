@@ -342,7 +342,7 @@ def test_shapes_are_compared_per_task(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_cost_of_routing_is_measured_beside_an_experts(trained: Path) -> None:
-    assert main(["overhead", "--checkpoint", str(trained), "--device", "cpu"]) == 0
+    assert main(["costs", "--checkpoint", str(trained), "--device", "cpu", "--sizes", "--experts"]) == 0
     measured = json.loads((trained / "metrics.json").read_text())["overhead"]
     rows = {row["part"]: row for row in measured["rows"]}
     model = UniRestorer.from_pretrained(trained, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import platform
@@ -26,8 +27,7 @@ from training.build.extractor import corpus_drs, report, train_extractor
 from training.build.map import fit_map
 from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
 from training.build.tree import fit_tree, leaf_of
-from training.measure import classical, evaluate
-from training.measure import costs as overhead
+from training.measure import classical, costs, evaluate
 from training.measure.ablate import BANDS, Material, ablate
 from training.measure.shapes import compare
 from unirestorer import checkpoint
@@ -48,7 +48,7 @@ EXAMPLES = """examples:
   python -m training ablate --setting mixed --data PHOTOS --out OUT --init single --set experts.minutes=2,0.5
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
   python -m training classical --checkpoint single --data VALIDATION --limit 8
-  python -m training overhead --checkpoint single
+  python -m training costs --checkpoint single
 """
 HELD_OUT = {"recipes": 24, "photos_per_recipe": 4, "clean": 60}  # size of the corpus of held-out photos
 
@@ -102,7 +102,8 @@ class Run:
         path = self.work / f"drs-{key}.npy"
         if not path.is_file():
             e = corpus_drs(source.extractor(), self.corpus, self.device).numpy()
-            atomic_write(path, lambda file: np.save(file, e))
+            np.save(file := io.BytesIO(), e)
+            atomic_write(path, file.getvalue())
         return torch.from_numpy(np.load(path))
 
     @property
@@ -201,7 +202,8 @@ def tree_stage(run: Run) -> None:
     fitted = fit_tree(run.corpus, run.drs, run.config.tree, run.config.seed)
     for note in fitted.report["merged_leaves"]:
         say(note)
-    atomic_write(run.leaf_file, lambda file: np.save(file, fitted.leaf))
+    np.save(file := io.BytesIO(), fitted.leaf)
+    atomic_write(run.leaf_file, file.getvalue())
     checkpoint.add_tree(run.out, fitted.tree, run.about(**origin, **fitted.report))
     say("leaves: " + "; ".join(fitted.tree.names[-1]))
 
@@ -371,7 +373,7 @@ def longer_stage(run: Run) -> None:
         node = replace(every[0], level=level)
         shape, weights, _ = next(trainer.train_together([node], [(shape, weights)]))
     data = checkpoint.half(trainer.loaded(shape, weights).cpu())
-    atomic_write(run.work / "longer.safetensors", lambda file: file.write(data))
+    atomic_write(run.work / "longer.safetensors", data)
     say(f"ALL of {sum(steps)} steps: {run.work / 'longer.safetensors'}")
 
 
@@ -417,7 +419,7 @@ VERBS = {**STAGES, "shapes": shapes_stage, "longer": longer_stage, "ablate": abl
 MEASUREMENTS = {  # of a finished checkpoint: in words, and the module that has the options and does it
     "evaluate": ("measure a checkpoint by the protocol", evaluate),
     "classical": ("compare a checkpoint with classical methods", classical),
-    "overhead": ("measure what routing costs beside restoring a 512 x 512 photo", overhead),
+    "costs": ("measure what a checkpoint costs: parameters, FLOPs, seconds and memory", costs),
 }
 
 
@@ -530,7 +532,7 @@ def main(words: list[str] | None = None) -> int:
         run = make_run(arguments)
         run.work.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(run.config), indent=1)
-        atomic_write(run.work / "settings.json", lambda file: file.write(text.encode()))
+        atomic_write(run.work / "settings.json", text.encode())
         for stage in STAGES.values() if arguments.verb == "all" else [VERBS[arguments.verb]]:
             stage(run)
     except KeyboardInterrupt:

@@ -231,7 +231,7 @@ def add_part(folder: Path, name: str, data: bytes, **sections: Any) -> None:  # 
     Every write is atomic; between the two the file's hash does not match, and a reader says so.
     """
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / name, lambda file: file.write(data))
+    atomic_write(folder / name, data)
     add_to_config(folder, files={name: sha256(data)}, **sections)
 
 
@@ -245,7 +245,7 @@ def add_to_config(folder: Path, **sections: Any) -> None:  # noqa: ANN401 - JSON
             value = {**old, **{name: _merged(old.get(name), entry) for name, entry in value.items()}}
         config[key] = value
     text = json.dumps(config, indent=1)
-    atomic_write(folder / "config.json", lambda file: file.write(text.encode()))
+    atomic_write(folder / "config.json", text.encode())
 
 
 def _merged(old: Any, new: Any) -> Any:  # noqa: ANN401 - JSON data

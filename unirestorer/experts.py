@@ -156,7 +156,7 @@ class ExpertBank:
                 network = self.network(number) if device == self.device else self._loaded(number, device)
                 return _run(network, x, device, tile, progress)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 longest = max(x.shape[-2:])
                 tile = min(tile or longest, longest) // 2
@@ -188,7 +188,11 @@ def _run(
     return run_tiled(there_and_back, x, tile_px, network.halo_px, network.multiple, progress).clamp_(0, 1)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory ran out, in PyTorch's allocator or in a library that has its own."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, PyTorch's, or that of a library with an allocator of its own.
+
+    Only a GPU's has a class of its own; words tell the others apart.
+    """
+    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+    kinds = MemoryError | torch.OutOfMemoryError
+    return isinstance(error, kinds) or any(word in str(error).lower() for word in words)

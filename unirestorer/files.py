@@ -4,26 +4,22 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 
-def atomic_write(
-    path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], token: str | None = None
-) -> None:
-    """Let `writer` fill a temporary file beside `path`, then put it in the place of `path` in one step.
+def atomic_write(path: str | os.PathLike[str], data: bytes, token: str | None = None) -> None:
+    """Write `data` to a temporary file beside `path`, then put that in the place of `path` in one step.
 
-    Whatever `writer` or the disk raises is passed on; then the old file is untouched and the temporary one is
-    gone. A symbolic link keeps pointing where it did, a replaced file keeps its permissions. `token` names
-    the temporary file, see `temporary_beside`: who was killed while writing can find it again.
+    Raises OSError; then the old file is untouched and the temporary one is gone. A symbolic link keeps
+    pointing where it did, a replaced file keeps its permissions. The temporary file is named by `token`,
+    drawn where there is none: who was killed while writing and writes again, takes up what was left.
     """
     target = Path(os.path.realpath(path))
-    temporary = temporary_beside(target, token or secrets.token_hex(8))
-    file = open(temporary, "x+b")  # noqa: SIM115 (closed below; if this fails there is nothing to clean up)
+    temporary = target.with_name(f".{token or secrets.token_hex(8)}.tmp")
+    file = open(temporary, "wb")  # noqa: SIM115 (closed below; if this fails there is nothing to clean up)
     try:
         with file:
-            writer(file)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
@@ -33,11 +29,6 @@ def atomic_write(
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-def temporary_beside(path: str | os.PathLike[str], token: str) -> Path:
-    """The temporary file of `atomic_write` for `path`."""
-    return Path(os.path.realpath(path)).with_name(f".{token}.tmp")
 
 
 def sha256(data: bytes) -> str:

@@ -227,8 +227,7 @@ def save_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None = 
     Lossless but for JPEG (quality 95, 4:4:4); `profile` is an ICC profile to embed, which BMP cannot
     hold. The file appears whole or not at all; OSError passes through.
     """
-    data = encode_image(x, path, profile)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, encode_image(x, path, profile))
 
 
 def encode_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None = None) -> bytes:

@@ -10,56 +10,41 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import secrets
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unirestorer.files import atomic_write, sha256, sha256_of, temporary_beside
+from unirestorer.files import atomic_write, sha256, sha256_of
 
 NAME = ".unirestorer-run.jsonl"
 
 
 class Journal:
-    """The journal of the results `targets` in `folder`, made with `settings`, any JSON data.
+    """The journal of the results in `folder`, made with `settings`, any JSON data.
 
     Raises ValueError while another process keeps this folder's journal, and OSError.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], targets: Iterable[Path]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.path = folder, folder / NAME
-        self._settings = json.dumps(settings, sort_keys=True)
-        self._targets = tuple(targets)
-        self._file: BinaryIO | None = None
-        self._token = secrets.token_hex(8)
-        self._lines: dict[str, dict[str, Any]] = {}  # by the result's path below the folder
-        if self.path.exists():
-            self._open()
+        self._settings = settings
+        self._token = sha256(os.fsencode(folder.resolve()))[:16]  # one for all runs: see `atomic_write`
+        self._entries: dict[str, dict[str, Any]] = {}  # by key
+        self._file = self._open() if self.path.exists() else None
 
     def finished(self, photo: Path, target: Path) -> dict[str, Any] | None:
-        """What was noted with a photo's result, if that is whole and was made of this file by these settings.
-
-        Else None: the photo is still to be done.
-        """
-        line = self._lines.get(self._name(target), {})
-        entry = line.get("entry")
+        """The entry of a photo whose result is whole and was made of it by these settings, else None."""
         with contextlib.suppress(OSError):
-            same = line.get("key") == self._key(sha256_of(photo)) and line.get("sha256") == sha256_of(target)
-            return entry if same and isinstance(entry, dict) else None
+            return self._entries.get(self._key(sha256_of(photo), target, sha256_of(target)))
         return None
 
     def write(self, photo_sha256: str, target: Path, data: bytes, entry: dict[str, Any]) -> None:
         """Note and write one result, the bytes `data`; `photo_sha256` is of the file that it was made of."""
-        file = self._file or self._open()
-        line = {
-            "result": self._name(target),
-            "key": self._key(photo_sha256),
-            "sha256": sha256(data),
-            "entry": entry,
-        }
-        _append(file, line)
-        atomic_write(target, lambda out: out.write(data), self._token)
+        self._file = self._file or self._open()
+        line = {"key": self._key(photo_sha256, target, sha256(data)), "entry": entry}
+        self._file.write(f"{json.dumps(line)}\n".encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        atomic_write(target, data, self._token)
 
     def close(self, *, complete: bool) -> None:
         """End the run; a complete one leaves no journal."""
@@ -68,59 +53,34 @@ class Journal:
                 self.path.unlink(missing_ok=True)
             self._file.close()
 
-    def _name(self, target: Path) -> str:
-        return target.relative_to(self.folder).as_posix()
-
-    def _key(self, photo_sha256: str) -> str:
-        return sha256(f"{photo_sha256} {self._settings}".encode())
+    def _key(self, photo_sha256: str, target: Path, result_sha256: str) -> str:
+        name = target.relative_to(self.folder).as_posix()
+        parts = [photo_sha256, name, result_sha256, self._settings]
+        return sha256(json.dumps(parts, sort_keys=True).encode())
 
     def _open(self) -> BinaryIO:
-        """Lock and read the journal, or start it, and remove what a killed run was writing."""
+        """Lock and read the journal, or start it; what a killed run left of a line is no line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = open(self.path, "a+b")  # noqa: SIM115 (it stays open: closing it unlocks it)
         if not _lock(file):
             file.close()
             raise ValueError(f"another run writes to {self.folder}: wait for it, or choose another folder")
         file.seek(0)
-        data = file.read()
-        for line in map(_parsed, data.splitlines()):
-            if isinstance(line.get("result"), str):
-                self._lines[line["result"]] = line
-            elif re.fullmatch("[0-9a-f]{16}", str(line.get("token"))):
-                self._token = line["token"]
-        for target in self._targets:
-            temporary_beside(target, self._token).unlink(missing_ok=True)
-        if data and not data.endswith(b"\n"):  # the last line was cut
-            file.write(b"\n")
-        _append(file, {"token": self._token})
-        self._file = file
+        for line in file.read().splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                row = json.loads(line)
+                self._entries[row["key"]] = row["entry"]
+        file.write(b"\n")  # the last line may have been cut
         return file
-
-
-def _append(file: BinaryIO, line: dict[str, Any]) -> None:
-    file.write(f"{json.dumps(line)}\n".encode())
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _lock(file: BinaryIO) -> bool:
     """False when another process holds the lock; where there are no locks, nobody can."""
-    try:
+    with contextlib.suppress(ImportError, OSError):  # Windows; some network file systems
         import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems
-        return True
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True

@@ -68,3 +68,8 @@ def describe(model: UniRestorer, decision: Decision, index: int = 0) -> dict[str
             },
         }
     return data
+
+
+def percent(probability: float) -> str:
+    """A probability in whole percent, for a terminal."""
+    return f"{100 * probability:.0f} %"

@@ -162,7 +162,7 @@ class Corpus:
         text = json.dumps(plan)
         path = folder / "plan.json"
         if not path.is_file():
-            atomic_write(path, lambda file: file.write(text.encode()))
+            atomic_write(path, text.encode())
         elif path.read_text() != text:
             raise ValueError(
                 f"{folder} holds a corpus of other photos or settings: name another folder or delete it"
@@ -199,8 +199,7 @@ class Corpus:
             self.lq[place], self.hq[place] = lq, hq
             self.lq.flush()  # type: ignore[attr-defined]
             self.hq.flush()  # type: ignore[attr-defined]
-            finished = str(index + 1).encode()
-            atomic_write(marker, lambda file, text=finished: file.write(text))
+            atomic_write(marker, str(index + 1).encode())
             bar.update(len(lq))
         bar.close()
 

@@ -180,7 +180,7 @@ def save_state(
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     data = save(tensors, metadata={"progress": json.dumps(asdict(progress))})
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, data)
 
 
 def load_state(

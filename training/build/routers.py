@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -159,7 +160,8 @@ def _embed_plan(
         if not path.is_file():
             rows = [_embed_one(extractor, photos, row, px, device) for row in plan[start : start + block]]
             e, lq, hq = (np.stack(column) for column in zip(*rows, strict=True))
-            atomic_write(path, lambda file, e=e, lq=lq, hq=hq: np.savez(file, e=e, lq=lq, hq=hq))
+            np.savez(file := io.BytesIO(), e=e, lq=lq, hq=hq)
+            atomic_write(path, file.getvalue())
         with np.load(path) as stored:
             parts.append((stored["e"], stored["lq"], stored["hq"]))
     e, lq, hq = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -245,7 +247,8 @@ def measure_l1(
             lq, hq = (from_uint8(array[rows[part]]).to(device) for array in (data.lq, data.hq))
             errors.append((network(lq).clamp(0, 1) - hq).abs().mean((1, 2, 3)).cpu().numpy())
         done[name] = np.concatenate(errors)
-        atomic_write(path, lambda file: np.savez(file, **done))  # pyright: ignore[reportArgumentType]
+        np.savez(file := io.BytesIO(), **done)  # pyright: ignore[reportArgumentType]
+        atomic_write(path, file.getvalue())
     table = torch.full(wanted.shape, -1.0)
     for number, name in enumerate(tree.expert_names):
         if name in done:

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,17 +163,13 @@ def _listed() -> dict[str, dict[str, str]]:
     return {kind: {path: part for part, paths in data[kind].items() for path in paths} for kind in kinds}
 
 
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
-
-
 def main(arguments: Sequence[str]) -> None:
     """Write the committed list for the training folder named in `arguments`, and count what it holds."""
     if len(arguments) != 1:
         raise SystemExit("usage: python -m training.build.split DIR")
     split = make_split(arguments[0])
     text = json.dumps(split, indent=1) + "\n"
-    atomic_write(SPLIT_FILE, lambda file: _write(file, text))
+    atomic_write(SPLIT_FILE, text.encode())
     for kind in ("parts", "rain_layers"):
         for part, paths in split[kind].items():
             counts = Counter(Path(path).parent.as_posix() for path in paths)

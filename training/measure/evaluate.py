@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from training.measure.machine import describe_machine
 from training.measure.protocol import GROUPS, Case, Sample, cases, missing, samples
-from unirestorer.bench import describe_machine
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.experts import ExpertBank
 from unirestorer.files import atomic_write
@@ -355,11 +355,7 @@ def store(path: Path, key: str, value: dict[str, Any]) -> None:
     data[key] = value
     text = json.dumps(data, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(file: Any) -> None:  # noqa: ANN401 - an open binary file
-        file.write(text.encode())
-
-    atomic_write(path, write)
+    atomic_write(path, text.encode())
 
 
 # What is printed

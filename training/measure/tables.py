@@ -287,7 +287,7 @@ def main() -> int:
         sys.stdout.write(text)
     else:
         data = insert(arguments.readme.read_text(), folder.name, text).encode()
-        atomic_write(arguments.readme, lambda file: file.write(data))
+        atomic_write(arguments.readme, data)
     return 0
 
 

@@ -32,8 +32,8 @@ from torch import Tensor
 from unirestorer.checkpoint import PartError
 from unirestorer.demo import words
 from unirestorer.demo.host import Limits, give_back_memory
+from unirestorer.experts import out_of_memory
 
-MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")  # torch has no class of its own
 RECENT = 20  # jobs whose mean duration makes the expected wait
 
 
@@ -170,9 +170,9 @@ class Watch:
             raise gr.Error(sorry(error), print_exception=False) from None
         except Exception as error:
             _note(job, error)
-            memory = isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_WORDS)
-            text = "There is not enough memory for this photo just now: try a smaller one." if memory else ""
-            raise gr.Error(text or words.fault(), print_exception=False) from None
+            memory = "There is not enough memory for this photo just now: try a smaller one."
+            text = memory if out_of_memory(error) else words.fault()
+            raise gr.Error(text, print_exception=False) from None
         finally:
             _current.reset(token)
 

@@ -1,4 +1,4 @@
-"""The bench, on tiny sizes: what it measures is there, is of its kind, and reaches the command line."""
+"""Costs, on tiny sizes: what is measured is there, is of its kind, and reaches the command line."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from unirestorer import bench
-from unirestorer.bench import (
+from training.__main__ import main
+from training.measure import costs
+from training.measure.costs import (
     STAGES,
     Case,
     CountingCheckpoint,
     Meter,
     aligned,
-    draw_photo,
+    draw_noisy,
     grow,
     growth,
     measure_case,
@@ -22,7 +23,6 @@ from unirestorer.bench import (
     report,
 )
 from unirestorer.checkpoint import Checkpoint, verify
-from unirestorer.cli import main
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_the_meter_sees_what_a_stage_took() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_case_has_every_stage_cold_and_warm(batch: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
-    draw_photo(photo, 60, 40)
+    draw_noisy(photo, 60, 40)
     with Image.open(photo) as image:
         assert (image.size, image.format) == ((60, 40), "JPEG")
     found = measure_case(Case(tiny_checkpoint, "cpu", photo, batch, 64, 2))
@@ -101,37 +101,45 @@ def test_tables_are_aligned() -> None:
 
 
 def words(*more: object, checkpoint: Path) -> list[str]:
-    return ["bench", "--checkpoint", str(checkpoint), "--device", "cpu", *map(str, more)]
+    return ["costs", "--checkpoint", str(checkpoint), "--device", "cpu", *map(str, more)]
 
 
-def test_bench_from_the_command_line(
+def test_costs_from_the_command_line(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "new/bench.json"
-    options = ["--sizes", "48", "64x32", "--batch", 1, "--repeats", 1, "--experts", "--json", out]
+    metrics, out = tmp_path / "metrics.json", tmp_path / "new/costs.json"
+    options = ["--sizes", "48", "64x32", "--batch", 1, "--repeats", 1, "--experts"]
+    options += ["--json", out, "--out", metrics]
     assert main(words(*options, checkpoint=tiny_checkpoint)) == 0
     text, err = capsys.readouterr()
     assert err == ""  # a progress bar needs a terminal
-    found = json.loads(out.read_text())
-    assert report(found) == text.rstrip("\n")
-    assert [(row["width"], row["height"]) for row in found["rows"]] == [(48, 48), (64, 32)]
-    assert found["rows"][0]["cold"]["open"]["seconds"] > 0
-    assert found["growth"]["megapixels"] == pytest.approx(48 * 48 / (64 * 32))
-    assert found["machine"]["device"].startswith("cpu: ")
-    assert found["experts"] == []
+    measured = json.loads(out.read_text())
+    assert report(measured) == text.rstrip("\n")
+    assert [(row["width"], row["height"]) for row in measured["rows"]] == [(48, 48), (64, 32)]
+    assert measured["rows"][0]["cold"]["open"]["seconds"] > 0
+    assert measured["growth"]["megapixels"] == pytest.approx(48 * 48 / (64 * 32))
+    assert measured["machine"]["device"].startswith("cpu: ")
+    assert measured["experts"] == []
     for shown in ("Seconds per stage", "Peak memory per stage", "expert alone", "64x32", *STAGES):
         assert shown in text
+    stored = json.loads(metrics.read_text())["overhead"]
+    assert stored["rows"] == measured["parts"]
+    assert stored["about"] == {**measured["machine"], "side_px": 512}
+    assert "heads and routers" in text
+    assert not (tiny_checkpoint / "metrics.json").exists()
 
 
 def test_a_case_that_fails_is_a_row(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(work: object, case: Case) -> dict:
         raise RuntimeError("CUDA out of memory.\nTried to allocate much")
 
-    monkeypatch.setattr(bench, "_in_new_process", full)
-    options = ["--sizes", 32, "--batch", 4, "--experts"]
-    assert main(words(*options, checkpoint=tiny_checkpoint)) == 1
+    monkeypatch.setattr(costs, "_in_new_process", full)
+    options = ["--sizes", 32, "--batch", 4, "--experts", "--out", tmp_path / "metrics.json"]
+    with pytest.raises(SystemExit) as ended:
+        main(words(*options, checkpoint=tiny_checkpoint))
+    assert ended.value.code == 1
     assert "32x32 batch 4: CUDA out of memory. Tried to allocate much" in capsys.readouterr().out
 
 
@@ -150,7 +158,7 @@ def test_a_case_that_fails_is_a_row(
         ("--checkpoint missing", "no checkpoint 'missing'"),
     ],
 )
-def test_bad_options_are_one_line(
+def test_bad_options_are_refused(
     options: str, fragment: str, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -159,6 +167,4 @@ def test_bad_options_are_one_line(
         code = exit_.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    assert err.startswith("unirestorer: ")
-    assert err.count("\n") == 1
-    assert fragment in err
+    assert fragment in err.splitlines()[-1]
