@@ -196,13 +196,12 @@ def _step_from_dict(data: Any) -> Step:  # noqa: ANN401
     if kind is None:
         raise ValueError(f"every step of a recipe needs a kind, one of {', '.join(STEPS)}; got {data!r:.80}")
     values = {key: value for key, value in data.items() if key != "kind"}
-    parameters = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in parameters:
-            raise ValueError(f"{name}: unknown parameter {key!r}; known are {', '.join(parameters)}")
-    required = [parameter for parameter, needed in parameters.items() if needed]
-    if not set(required) <= set(values):
-        raise ValueError(f"{name}: needs {', '.join(required)}")
+    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    needed = [parameter for parameter, missing in fields.items() if missing]
+    if not set(needed) <= set(values) <= set(fields):
+        raise ValueError(
+            f"{name}: takes {', '.join(fields)} and needs {', '.join(needed)}, got {list(values)!r:.80}"
+        )
     return kind(**values)
 
 
