@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from assets.make_examples import read
-from unirestorer.degradation import Recipe, make_step
+from unirestorer.degradation import compose
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_pil
 from unirestorer.types import Task
@@ -41,8 +40,7 @@ def clean_photo(name: str) -> Image.Image:
 
 def degrade(photo: Image.Image, task: Task, strength: float) -> tuple[Image.Image, str]:
     """The degraded photo and its degree in words. Strengths of a row share one seed: only they differ."""
-    step = make_step(task, strength, torch.Generator().manual_seed(SEED))
-    recipe = Recipe((step,), SEED)
+    recipe = compose({task: strength}, SEED)
     return to_pil(recipe.apply(from_uint8(np.asarray(photo)))), recipe.words
 
 

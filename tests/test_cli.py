@@ -24,9 +24,9 @@ from PIL import Image, ImageCms
 from unirestorer import UniRestorer, experts
 from unirestorer.batch import find_targets, read_ahead
 from unirestorer.checkpoint import Checkpoint, add_tree
-from unirestorer.cli import STRENGTHS, build_parser, main, middles
-from unirestorer.degradation import RANGES, Recipe
-from unirestorer.degradation.recipe import DEGREES, ORDER, child_generator, degree_words, make_step
+from unirestorer.cli import STRENGTHS, build_parser, main
+from unirestorer.degradation import RANGES, Recipe, compose
+from unirestorer.degradation.recipe import DEGREES, degree_strengths, degree_words
 from unirestorer.experts import ExpertBank
 from unirestorer.files import atomic_write
 from unirestorer.imaging import load_image, to_uint8
@@ -847,10 +847,7 @@ def test_degrade_is_the_recipe(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert text == "a.png → medium noise and medium rain and heavy compression\n"
     recipe = Recipe.from_json((tmp_path / "r.json").read_text())
-    assert recipe.seed == 7
-    assert [step.task for step in recipe.steps] == [task for task in ORDER if task in recipe.tasks]
-    rain = make_step(Task.DERAIN, 75, child_generator(7, 101 + ORDER.index(Task.DERAIN)))
-    assert recipe.steps[1] == rain
+    assert recipe == compose({Task.DEJPEG: 11.5, Task.DERAIN: 75, Task.DENOISE: 25}, 7)
     assert np.array_equal(pixels(tmp_path / "b.png"), to_uint8(recipe.apply(load_image(photo))))
 
 
@@ -879,11 +876,11 @@ def reversed_pairs(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("flag", STRENGTHS)
 def test_degree_words(flag: str) -> None:
     task, text = STRENGTHS[flag]
-    values = middles(task)
+    values = degree_strengths(task)
     for index, words in enumerate(DEGREES[task][1]):
         word, value = list(values.items())[index]
         assert words.replace(" ", "-").startswith(f"{word}-")
-        assert degree_words(make_step(task, value, child_generator(0))) == words
+        assert degree_words(compose({task: value}, 0).steps[0]) == words
         assert word in text  # the help knows it
     assert values["light"] == values[text.split(",")[0]]
     assert "heavy" in values

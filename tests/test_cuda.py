@@ -54,7 +54,7 @@ def test_one_training_step_agrees() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_degrading_on_the_gpu_gives_the_same_picture(seed: int) -> None:
     clean = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(seed))
-    recipe = draw_recipe(seed, setting="mixed")
+    recipe = draw_recipe(seed, mode="mixed")
     torch.testing.assert_close(recipe.apply(clean.cuda()).cpu(), recipe.apply(clean), atol=TOLERANCE, rtol=0)
 
 

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from unirestorer.degradation import RANGES, STEPS, MapFolder, Recipe, degree_words, draw_recipe, make_step
+from unirestorer.degradation import (
+    RANGES,
+    MapFolder,
+    Recipe,
+    compose,
+    degree_words,
+    draw_recipe,
+    strength_name,
+)
 from unirestorer.degradation.fields import (
     gaussian_kernel,
     illumination_map,
@@ -21,16 +29,17 @@ from unirestorer.degradation.fields import (
 )
 from unirestorer.degradation.recipe import (
     CLEAN_CAPTION,
-    LIMITS,
     ORDER,
     REAL_RAIN_SHARE,
     Band,
-    Setting,
     caption_tasks,
     child_generator,
     draw_step,
+    make_step,
 )
 from unirestorer.degradation.steps import (
+    LIMITS,
+    STEPS,
     CameraNoise,
     GaussianBlur,
     Haze,
@@ -45,7 +54,7 @@ from unirestorer.degradation.steps import (
     convolve,
 )
 from unirestorer.imaging import save_image
-from unirestorer.types import Task
+from unirestorer.types import Mode, Task
 
 ONE_OF_EACH: dict[str, Step] = {
     "lowlight": Lowlight(2.0),
@@ -59,7 +68,7 @@ ONE_OF_EACH: dict[str, Step] = {
     "jpeg": Jpeg(20),
 }
 each_step = pytest.mark.parametrize("step", ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
-BANDS: list[tuple[Setting, Band]] = [("single", "in"), ("single", "out"), ("mixed", "in"), ("mixed", "out")]
+BANDS: list[tuple[Mode, Band]] = [("single", "in"), ("single", "out"), ("mixed", "in"), ("mixed", "out")]
 
 
 def seeded(seed: int) -> Generator:
@@ -277,6 +286,49 @@ def test_a_chain_repeats_and_its_steps_do_not_share_a_stream() -> None:
     assert abs(float((first * second).mean() / first.var())) < 0.05
 
 
+FULL = Recipe((Noise(30.0), Rain(90.0, 10.0), Haze(0.8)), 21)
+SKIPPED = [(task, index) for index, task in enumerate((Task.DENOISE, Task.DERAIN, Task.DEHAZE))]
+
+
+@pytest.mark.parametrize(("task", "skipped"), SKIPPED)
+def test_a_recipe_without_a_task_leaves_the_others_as_they_are(task: Task, skipped: int) -> None:
+    clean = photo(2, 3, 40, 52)
+    expected = clean
+    for index, step in enumerate(FULL.steps):
+        if index != skipped:
+            expected = step(expected, Scene(clean), child_generator(FULL.seed, index)).clamp(0, 1)
+    rest = FULL.without(task)
+    assert rest.tasks == FULL.tasks - {task}
+    assert torch.equal(rest.apply(clean), expected)
+    assert Recipe.from_json(rest.to_json()) == rest
+    assert torch.equal(Recipe.from_json(rest.to_json()).apply(clean), expected)
+    assert ("streams" in rest.to_dict()) == (task is not Task.DEHAZE), "the last step's place is all it had"
+    assert FULL.without(Task.DESNOW) == FULL
+    assert torch.equal(
+        rest.without(task).reseeded(5).apply(clean), FULL.reseeded(5).without(task).apply(clean)
+    )
+
+
+def test_nothing_is_left_without_the_only_task() -> None:
+    assert Recipe((Noise(30.0), Noise(5.0)), 4).without(Task.DENOISE) == Recipe((), 4)
+
+
+def test_a_reversed_recipe_has_the_same_fields() -> None:
+    clean = photo(1, 3, 24, 24)
+    expected = FULL.steps[2](clean, Scene(clean), child_generator(FULL.seed, 2)).clamp(0, 1)
+    backwards = FULL.reversed()
+    assert [step.task for step in backwards.steps] == [Task.DEHAZE, Task.DERAIN, Task.DENOISE]
+    assert torch.equal(backwards.without(Task.DERAIN).without(Task.DENOISE).apply(clean), expected)
+    assert backwards.reversed() == FULL
+    assert Recipe.from_json(backwards.to_json()) == backwards
+
+
+def test_a_file_without_streams_numbers_its_steps() -> None:
+    text = '{"seed": 5, "steps": [{"kind": "noise", "sigma_8bit": 10}, {"kind": "rain", "streaks": 75}]}'
+    old = Recipe.from_json(text)
+    assert old == Recipe((Noise(10), Rain(75)), 5, (0, 1)) and "streams" not in old.to_dict()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 500), (33, 21)], ids=str)
 @each_step
 def test_every_size(step: Step, size: tuple[int, int]) -> None:
@@ -354,20 +406,20 @@ def test_a_missing_folder_of_maps_is_an_error(tmp_path: Path) -> None:
 # Drawing
 
 
-@pytest.mark.parametrize("setting", ["single", "mixed"])
-def test_drawn_recipes_survive_json(setting: Setting) -> None:
+@pytest.mark.parametrize("mode", ["single", "mixed"])
+def test_drawn_recipes_survive_json(mode: Mode) -> None:
     for seed in range(51):
-        recipe = draw_recipe(seed, setting=setting, real_rain=seed % 2 == 0)
+        recipe = draw_recipe(seed, mode=mode, real_rain=seed % 2 == 0)
         assert Recipe.from_json(recipe.to_json()) == recipe
-        assert recipe == draw_recipe(seed, setting=setting, real_rain=seed % 2 == 0)
-        assert recipe != draw_recipe(seed + 1000, setting=setting)
+        assert recipe == draw_recipe(seed, mode=mode, real_rain=seed % 2 == 0)
+        assert recipe != draw_recipe(seed + 1000, mode=mode)
 
 
-@pytest.mark.parametrize(("setting", "band"), BANDS)
-def test_drawn_strengths_fill_their_range(setting: Setting, band: Band) -> None:
-    for task, bands in RANGES[setting].items():
+@pytest.mark.parametrize(("mode", "band"), BANDS)
+def test_drawn_strengths_fill_their_range(mode: Mode, band: Band) -> None:
+    for task, bands in RANGES[mode].items():
         low, high = bands[band]
-        drawn = [draw_step(task, child_generator(s, 1), setting=setting, band=band) for s in range(200)]
+        drawn = [draw_step(task, child_generator(s, 1), mode=mode, band=band) for s in range(200)]
         strengths = [step.strength for step in drawn]
         assert all(step.task is task for step in drawn)
         assert low <= min(strengths) < low + 0.1 * (high - low) + 0.5 * (task is Task.DEJPEG)
@@ -375,10 +427,10 @@ def test_drawn_strengths_fill_their_range(setting: Setting, band: Band) -> None:
         assert np.mean(strengths) == pytest.approx((low + high) / 2, abs=0.1 * (high - low))
 
 
-@pytest.mark.parametrize(("setting", "band"), BANDS)
-def test_drawn_steps_keep_to_the_accepted_limits(setting: Setting, band: Band) -> None:
+@pytest.mark.parametrize(("mode", "band"), BANDS)
+def test_drawn_steps_keep_to_the_accepted_limits(mode: Mode, band: Band) -> None:
     for seed in range(150):
-        for step in draw_recipe(seed, setting=setting, band=band, real_rain=True).steps:
+        for step in draw_recipe(seed, mode=mode, band=band, real_rain=True).steps:
             for name, value in vars(step).items():
                 if name != "real":
                     assert LIMITS[name][0] <= value <= LIMITS[name][1], step
@@ -386,7 +438,7 @@ def test_drawn_steps_keep_to_the_accepted_limits(setting: Setting, band: Band) -
 
 def test_drawn_details() -> None:
     """Supplement B: kernels of 7 to 23 px, half isotropic; streaks within 45 degrees, 20-40 px by 3-11."""
-    blurs = [make_step(Task.DEBLUR, 2.5, seeded(s), setting="mixed") for s in range(400)]
+    blurs = [make_step(Task.DEBLUR, 2.5, seeded(s), mode="mixed") for s in range(400)]
     assert {b.size_px for b in blurs} == set(range(7, 24, 2))
     round_ones = [b for b in blurs if b.sigma_x_px == b.sigma_y_px]
     assert len(round_ones) / 400 == pytest.approx(0.5, abs=0.08)
@@ -415,7 +467,7 @@ def test_single_draws_every_task_alike_and_only_the_named_one() -> None:
 
 def test_mixed_gates_and_order() -> None:
     """Each gate opens half the time (an empty chain is drawn anew), in the order of Fig. A."""
-    recipes = [draw_recipe(seed, setting="mixed") for seed in range(1000)]
+    recipes = [draw_recipe(seed, mode="mixed") for seed in range(1000)]
     share_not_empty = 1 - 0.5**6
     for task in ORDER[:-1]:
         share = sum(task in r.tasks for r in recipes) / len(recipes)
@@ -428,7 +480,7 @@ def test_mixed_gates_and_order() -> None:
 
 
 def test_severities_of_a_chain_are_uncorrelated() -> None:
-    recipes = [draw_recipe(seed, setting="mixed") for seed in range(400)]
+    recipes = [draw_recipe(seed, mode="mixed") for seed in range(400)]
     strength = [{step.task: step.strength for step in recipe.steps} for recipe in recipes]
     pooled = []
     for i, first in enumerate(ORDER[:-1]):
@@ -445,11 +497,68 @@ def test_every_severity_of_four_hundred_recipes_is_its_own() -> None:
     """Without gates: the strengths that one seed gives to every task, all pairs below 0.15."""
 
     def strength(task: Task, seed: int) -> float:
-        return draw_step(task, child_generator(seed, 101 + ORDER.index(task)), setting="mixed").strength
+        return draw_step(task, child_generator(seed, 101 + ORDER.index(task)), mode="mixed").strength
 
     table = np.array([[strength(task, seed) for task in ORDER[:-1]] for seed in range(400)])
     correlation = np.corrcoef(table.T) - np.eye(len(ORDER) - 1)
     assert np.abs(correlation).max() < 0.15
+
+
+# Composing
+
+
+def test_a_request_is_one_recipe_whoever_makes_it() -> None:
+    recipe = compose({Task.DEHAZE: 1, Task.DERAIN: 75}, 0)
+    assert recipe == compose({Task.DERAIN: 75.0, Task.DEHAZE: 1.0}, 0)
+    rain, haze = recipe.steps
+    assert isinstance(rain, Rain) and rain.angle_deg == pytest.approx(-18.245, abs=1e-3)
+    assert compose({Task.DERAIN: 75}, 0).steps == (rain,), "another task changes nothing"
+    assert compose({Task.DEHAZE: 1}, 0).steps == (haze,)
+    assert recipe.to_json() == compose({Task("dehaze"): 1.0, Task("derain"): 75}, 0).to_json()
+    assert compose({}, 3) == Recipe((), 3)
+
+
+def test_every_task_is_composed_in_the_order_of_the_paper() -> None:
+    strengths = {task: float(np.mean(RANGES["single"][task]["in"])) for task in Task}
+    recipe = compose(strengths, 11)
+    assert [step.task for step in recipe.steps] == list(ORDER)
+    for step in recipe.steps:
+        assert step.strength == pytest.approx(strengths[step.task], abs=0.5 * (step.task is Task.DEJPEG))
+
+
+def test_a_band_draws_what_draw_recipe_draws() -> None:
+    for seed in range(30):
+        drawn = draw_recipe(seed, mode="mixed", band="out")
+        assert compose(dict.fromkeys(drawn.tasks, "out"), seed, "mixed") == drawn
+
+
+def test_blur_counts_pixels_of_its_mode() -> None:
+    (motion,), (gaussian,) = (compose({Task.DEBLUR: 3.0}, 0, mode).steps for mode in ("single", "mixed"))
+    assert motion == MotionBlur(3.0)
+    assert isinstance(gaussian, GaussianBlur) and gaussian.sigma_x_px == 3.0
+    assert strength_name(Task.DEBLUR) == "length in pixels"
+    assert strength_name(Task.DEBLUR, "mixed") == "σ in pixels"
+    assert strength_name(Task.DENOISE) == strength_name(Task.DENOISE, "mixed")
+
+
+@pytest.mark.parametrize(
+    ("strengths", "seed", "message"),
+    [
+        ({"fog": 1.0}, 0, "unknown task 'fog'"),
+        ({Task.DENOISE: 1e9}, 0, "noise.sigma_8bit: expected 0 to 255"),
+        ({Task.DENOISE: -1.0}, 0, "noise.sigma_8bit: expected 0 to 255"),
+        ({Task.DEJPEG: math.nan}, 0, "strength of dejpeg"),
+        ({Task.DEJPEG: math.inf}, 0, "strength of dejpeg"),
+        ({Task.DEJPEG: 0.4}, 0, "jpeg.quality: expected 1 to 100"),
+        ({Task.DENOISE: 25.0}, -1, "seed"),
+        ({Task.DENOISE: 25.0}, 2**63, "seed"),
+        ({}, -1, "seed"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_composed_is_told(strengths: dict, seed: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose(strengths, seed)
 
 
 # Words
@@ -518,6 +627,11 @@ MALFORMED = {
     "seed 2^63": (f'{{"seed": {2**63}, "steps": []}}', "seed"),
     "seed true": ('{"seed": true, "steps": []}', "seed"),
     "seed NaN": ('{"seed": NaN, "steps": []}', "seed"),
+    "streams no list": ('{"steps": [], "streams": 3}', "a recipe is"),
+    "streams of others": ('{"steps": [{"kind": "noise", "sigma_8bit": 1}], "streams": [0, 1]}', "streams"),
+    "negative stream": ('{"steps": [{"kind": "noise", "sigma_8bit": 1}], "streams": [-1]}', "streams"),
+    "stream true": ('{"steps": [{"kind": "noise", "sigma_8bit": 1}], "streams": [true]}', "streams"),
+    "stream of the gates": ('{"steps": [{"kind": "noise", "sigma_8bit": 1}], "streams": [100]}', "streams"),
     "17 steps": (of(", ".join(['{"kind": "noise", "sigma_8bit": 1}'] * 17)), "at most 16"),
     "step no object": (of("3"), "needs a kind"),
     "no kind": (of('{"sigma_8bit": 5}'), "needs a kind"),
@@ -525,9 +639,12 @@ MALFORMED = {
     "kind no text": (of('{"kind": ["noise"]}'), "needs a kind"),
     "deep step": (of("[" * 900 + "]" * 900), "needs a kind"),
     "deep value": (of('{"kind": "noise", "sigma_8bit": ' + "[" * 900 + "]" * 900 + "}"), "expected a number"),
-    "unknown parameter": (of('{"kind": "noise", "sigma": 5}'), "known are sigma_8bit"),
-    "class variable": (of('{"kind": "noise", "sigma_8bit": 5, "task": "derain"}'), "unknown parameter"),
-    "missing parameter": (of('{"kind": "gaussian_blur", "size_px": 7}'), "needs size_px, sigma_x_px"),
+    "unknown parameter": (of('{"kind": "noise", "sigma": 5}'), "noise: takes sigma_8bit and"),
+    "class variable": (of('{"kind": "noise", "sigma_8bit": 5, "task": "derain"}'), "takes sigma_8bit and"),
+    "missing parameter": (
+        of('{"kind": "gaussian_blur", "size_px": 7}'),
+        "needs size_px, sigma_x_px, sigma_y_px, got",
+    ),
     "text": (of('{"kind": "noise", "sigma_8bit": "5"}'), "expected a number"),
     "null value": (of('{"kind": "noise", "sigma_8bit": null}'), "expected a number"),
     "true": (of('{"kind": "noise", "sigma_8bit": true}'), "expected a number"),
@@ -566,9 +683,9 @@ def test_the_extremes_of_every_limit_work(name: str) -> None:
 
 
 def test_captions_name_their_tasks() -> None:
-    """What a recipe's caption names is what undoes it, in both settings."""
-    for setting in ("single", "mixed"):
+    """What a recipe's caption names is what undoes it, in both modes."""
+    for mode in ("single", "mixed"):
         for seed in range(60):
-            recipe = draw_recipe(seed, setting=setting, real_rain=True)
+            recipe = draw_recipe(seed, mode=mode, real_rain=True)
             assert caption_tasks(recipe.caption) == recipe.tasks
     assert caption_tasks(CLEAN_CAPTION) == caption_tasks("a photo of a cat") == frozenset()

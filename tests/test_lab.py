@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unirestorer import UniRestorer
+from unirestorer import UniRestorer, cli
+from unirestorer.cli import STRENGTHS
 from unirestorer.degradation import RANGES
 from unirestorer.demo import lab_figures, words
-from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.handlers import Handlers, make_recipe
 from unirestorer.demo.lab import (
     BUILT_IN,
     LAB_PX,
@@ -77,7 +78,7 @@ def test_several_degradations_at_once(lab: Lab, photo: str) -> None:
     spoiling = Spoiling(Task.DENOISE, 30, 3, others)
     steps = spoiling.recipe().steps
     assert [step.task for step in steps] == [Task.LOWLIGHT, Task.DENOISE, Task.DEJPEG]
-    assert replace(spoiling, backwards=True).recipe().steps == steps[::-1]
+    assert replace(spoiling, backwards=True).recipe() == spoiling.recipe().reversed()
     assert set(spoiling.named()) == {Task.DENOISE, Task.LOWLIGHT, Task.DEJPEG}
     with pytest.raises(ValueError, match="dejpeg"):
         replace(spoiling, others={Task.DEJPEG: 200.0}).recipe()
@@ -89,6 +90,25 @@ def test_several_degradations_at_once(lab: Lab, photo: str) -> None:
     assert "then medium noise (strength 30), then medium compression (strength 20); seed 3" in told
     points = lab.sweep(photo, spoiling)
     assert points[0].degraded < 100, "what is not swept is there from the start"
+
+
+def test_the_labs_severities_are_uncorrelated() -> None:
+    """Rain's angle and haze's airlight came from one random stream: their correlation was 1."""
+    recipes = [Spoiling(Task.DERAIN, 75, seed, {Task.DEHAZE: 1.0}).recipe() for seed in range(300)]
+    drawn = [(rain.angle_deg, haze.airlight) for rain, haze in (recipe.steps for recipe in recipes)]
+    assert abs(np.corrcoef(np.array(drawn).T)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("flag", STRENGTHS)
+def test_lab_endpoint_and_command_line_make_one_recipe(flag: str, seed: int) -> None:
+    """Rain 75 with seed 0 was another picture on the command line than in the lab and by `/degrade`."""
+    task = STRENGTHS[flag][0]
+    low, high = RANGES["single"][task]["in"]
+    words = ["degrade", "a.png", "-o", "b.png", f"--{flag}", str((low + high) / 2), "--seed", str(seed)]
+    recipe = cli.make_recipe(cli.build_parser().parse_args(words))
+    assert Spoiling(task, (low + high) / 2, seed).recipe() == recipe
+    assert make_recipe("", task, None, seed) == make_recipe("", task, (low + high) / 2, seed) == recipe
 
 
 def test_a_trial_routes_first_and_then_scores_against_the_original(lab: Lab, photo: str) -> None:

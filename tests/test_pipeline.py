@@ -129,6 +129,15 @@ def test_restore_passes_its_options_on(model: UniRestorer) -> None:
     assert model.restore(x, tasks=["denoise"]).decision.route.leaf.tolist()[0] in (6, 7, 8)
 
 
+@pytest.mark.parametrize("tasks", [Task.DENOISE, "denoise"])
+def test_one_task_needs_no_list(model: UniRestorer, tasks: str) -> None:
+    """It was taken letter by letter: "unknown task 'd'"."""
+    x = photos(1)
+    expected = model(x, tasks=[Task.DENOISE])
+    assert torch.equal(model(x, tasks=tasks).image, expected.image)
+    assert torch.equal(model.inspect(x, tasks).route.leaf_probs, expected.decision.route.leaf_probs)
+
+
 @pytest.mark.parametrize("tasks", [None, {Task.DENOISE, Task.DESNOW}], ids=["auto", "instruction"])
 def test_a_batch_equals_its_photos_one_by_one(model: UniRestorer, tasks: set[Task] | None) -> None:
     x = photos(6)
@@ -314,7 +323,7 @@ def test_an_unknown_expert_is_told_the_known_ones(model: UniRestorer, expert: st
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
-    [([], "at least one task"), (["sharpen"], "unknown task .sharpen"), ("derain", "unknown task")],
+    [([], "at least one task"), (["sharpen"], "unknown task .sharpen"), ("sharpen", "unknown task .sharpen")],
     ids=str,
 )
 def test_bad_instructions_are_told(model: UniRestorer, tasks: object, message: str) -> None:

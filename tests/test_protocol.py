@@ -18,7 +18,8 @@ from training.measure.protocol import (
     spaced,
     variant_steps,
 )
-from unirestorer.degradation import RANGES
+from unirestorer.degradation import RANGES, Recipe
+from unirestorer.degradation.steps import Haze, Noise, Rain
 from unirestorer.imaging import save_image
 from unirestorer.types import Task
 
@@ -181,6 +182,16 @@ def test_photos_of_a_case_and_cases_have_fields_of_their_own(data: Path) -> None
     assert abs(correlation(first, second_photo)) < 0.1
     assert abs(correlation(first, other_case)) < 0.1
     assert first.std() * 255 == pytest.approx(15, rel=0.05)
+
+
+def test_the_published_recipes_stay() -> None:
+    """Published figures were measured on these."""
+    single, mixed = (
+        photo_recipe(cases(name)[0], 0, 20) for name in ("single-in/derain-80", "mixed-in/H-N-R")
+    )
+    assert single == Recipe((Rain(80.0, -6.6575270891189575, 32.82254934310913, 5),), 2021585421)
+    noise, rain = Noise(16.972607374191284), Rain(95.59556245803833, 17.89823591709137, 29.386614561080933, 5)
+    assert mixed == Recipe((noise, rain, Haze(0.7881278991699219, 0.9706391215324403)), 178727689)
 
 
 def test_every_variant_is_met_even_by_a_small_subset() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from unirestorer.journal import NAME as JOURNAL_NAME
-from unirestorer.types import Task
+from unirestorer.types import Task, named_tasks
 
 if TYPE_CHECKING:
     from unirestorer.batch import Photo, Progress
@@ -178,18 +178,11 @@ def exit_code(failures: list[str], total: int) -> int:
 # Words and numbers
 
 
-def named_tasks(names: list[str] | None) -> frozenset[Task] | None:
-    """The instruction in `--task`; None = auto mode. Raises ValueError for an unknown task."""
-    for name in names or ():
-        if name not in set(Task):
-            raise ValueError(f"unknown task {name!r}: choose among {', '.join(Task)}")
-    return None if names is None else frozenset(map(Task, names))
 
 
 def make_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe in `--recipe`, or the one that the strengths describe. Raises ValueError."""
-    from unirestorer.degradation import Recipe, make_step
-    from unirestorer.degradation.recipe import ORDER, child_generator
+    from unirestorer.degradation import Recipe, compose
 
     given = {
         task: getattr(args, flag) for flag, (task, _) in STRENGTHS.items() if getattr(args, flag) is not None
@@ -210,11 +203,7 @@ def make_recipe(args: argparse.Namespace) -> Recipe:
         raise ValueError(
             f"nothing to do: give --recipe or one of {', '.join(f'--{flag}' for flag in STRENGTHS)}"
         )
-    seed = args.seed or 0
-    numbers = {task: strength(task, text) for task, text in given.items()}
-    tasks = [task for task in ORDER if task in numbers]
-    steps = (make_step(task, numbers[task], child_generator(seed, 101 + ORDER.index(task))) for task in tasks)
-    return Recipe.from_dict(Recipe(tuple(steps), seed).to_dict())  # checks every parameter's limits
+    return compose({task: strength(task, text) for task, text in given.items()}, args.seed or 0)
 
 
 def strength(task: Task, text: str) -> float:
@@ -222,7 +211,9 @@ def strength(task: Task, text: str) -> float:
 
     Raises ValueError.
     """
-    degrees = middles(task)
+    from unirestorer.degradation.recipe import degree_strengths
+
+    degrees = degree_strengths(task)
     if text in degrees:
         return degrees[text]
     try:
@@ -233,23 +224,6 @@ def strength(task: Task, text: str) -> float:
         flag = next(flag for flag, (undo, _) in STRENGTHS.items() if undo is task)
         raise ValueError(f"--{flag} {text}: expected a number or {', '.join(degrees)}")
     return number
-
-
-def middles(task: Task) -> dict[str, float]:
-    """The middle of each degree's range by the degree's word; "light" and "heavy" work for all tasks."""
-    from unirestorer.degradation.recipe import DEGREES, RANGES
-
-    limits, names = DEGREES[task]
-    low, high = RANGES["single"][task]["in"]
-    edges = (low, *limits, high)
-    words = [name.split() for name in names]
-    while len({word[-1] for word in words}) == 1:  # what all degrees share names the task: "mild motion blur"
-        words = [word[:-1] for word in words]
-    found = {"-".join(word): (edges[i] + edges[i + 1]) / 2 for i, word in enumerate(words)}
-    values = list(found.values())
-    return found | {
-        word: value for word, value in (("light", values[0]), ("heavy", values[-1])) if word not in found
-    }
 
 
 def in_words(data: dict[str, Any]) -> str:

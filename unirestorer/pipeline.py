@@ -20,7 +20,7 @@ from unirestorer.imaging import load_image
 from unirestorer.map import DegradationMap
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Decision, Estimate, Restoration, Route, Task
+from unirestorer.types import Decision, Estimate, Restoration, Route
 
 
 class UniRestorer:
@@ -81,7 +81,7 @@ class UniRestorer:
 
     @torch.inference_mode()
     def route(
-        self, estimate: Estimate, tasks: Iterable[Task] | None = None, expert: str | None = None
+        self, estimate: Estimate, tasks: str | Iterable[str] | None = None, expert: str | None = None
     ) -> Route:
         """Leaf, level and expert (Eq. 6): auto mode, or, with `tasks`, instruction mode, others pruned.
 
@@ -97,7 +97,7 @@ class UniRestorer:
     def inspect(
         self,
         x: Tensor,
-        tasks: Iterable[Task] | None = None,
+        tasks: str | Iterable[str] | None = None,
         expert: str | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Decision:
@@ -142,7 +142,7 @@ class UniRestorer:
         self,
         x: Tensor,
         *,
-        tasks: Iterable[Task] | None = None,
+        tasks: str | Iterable[str] | None = None,
         expert: str | None = None,
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
@@ -154,7 +154,7 @@ class UniRestorer:
         self,
         photo: str | os.PathLike[str] | Any,  # noqa: ANN401 - whatever load_image reads
         *,
-        tasks: Iterable[Task] | None = None,
+        tasks: str | Iterable[str] | None = None,
         expert: str | None = None,
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,

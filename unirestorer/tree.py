@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unirestorer.types import Task
+from unirestorer.types import Task, named_tasks
 
 MASK_SHARE = 0.5  # leaves scoring at least this share of the best survive an instruction
 
@@ -105,18 +105,15 @@ class DegradationTree:
                     totals[task] += prob * count / samples
         return totals
 
-    def mask(self, tasks: Iterable[Task] | None) -> Tensor:
+    def mask(self, tasks: str | Iterable[str] | None) -> Tensor:
         """(leaves,) bool: which leaves an instruction keeps; None keeps all.
 
         A leaf scores the mean Jaccard overlap of its samples' tasks with the named ones; those with at least
         half of the best score stay. Raises ValueError when no task is named or no leaf knows any of them.
         """
-        if tasks is None:
+        named = named_tasks(tasks)
+        if named is None:
             return torch.ones(self.leaves, dtype=torch.bool)
-        named = frozenset(tasks)
-        unknown = sorted(str(name) for name in named if name not in set(Task))
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]!r}: choose from {', '.join(Task)}")
         if not named:
             raise ValueError("an instruction needs at least one task; leave it out for auto mode")
         scores = torch.tensor([_overlap(sets, named) for sets in self.task_sets])

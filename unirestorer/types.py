@@ -1,10 +1,11 @@
-"""The nouns of the method, shared by every module. No logic lives here."""
+"""The nouns of the method, shared by every module. No logic lives here but what reads a task's name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Never
 
 if TYPE_CHECKING:  # `--help` should not have to wait for torch
     from torch import Tensor
@@ -20,6 +21,32 @@ class Task(StrEnum):
     LOWLIGHT = "lowlight"
     DESNOW = "desnow"
     DEJPEG = "dejpeg"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Never:
+        raise ValueError(f"unknown task {str(value)[:40]!r}: choose among {', '.join(cls)}")
+
+
+Mode = Literal["single", "mixed"]  # one degradation a photo, or several
+TASK_NOUNS: dict[Task, str] = {  # what each task undoes; the names of a tree's nodes begin so
+    Task.DERAIN: "rain",
+    Task.DEHAZE: "haze",
+    Task.DENOISE: "noise",
+    Task.DEBLUR: "blur",
+    Task.LOWLIGHT: "low light",
+    Task.DESNOW: "snow",
+    Task.DEJPEG: "JPEG",
+}
+
+
+def named_tasks(tasks: str | Iterable[str] | None) -> frozenset[Task] | None:
+    """The tasks that an instruction names: one or several, each a `Task` or its text; None stays None.
+
+    Raises ValueError for an unknown one.
+    """
+    if tasks is None:
+        return None
+    return frozenset(map(Task, [tasks] if isinstance(tasks, str) else tasks))
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from tqdm import tqdm
 from training.build.split import LAYERS, layer_part_of, part_of
 from unirestorer.config import CorpusConfig
 from unirestorer.degradation import MapFolder, Recipe, draw_recipe
-from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, Setting, child_generator
+from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, child_generator
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, image_files, load_image, mirrored, to_uint8
-from unirestorer.types import Task
+from unirestorer.types import Mode, Task
 
 PAIR_TASKS = {"rain100l": Task.DERAIN, "derain_pairs": Task.DERAIN, "lowlight_pairs": Task.LOWLIGHT}
 PAIR_CAPTIONS = {Task.DERAIN: f"a photo with {REAL_RAIN}", Task.LOWLIGHT: "a photo with real low light"}
@@ -146,14 +146,14 @@ class Corpus:
 
     @classmethod
     def build(
-        cls, folder: Path, photos: Photos, config: CorpusConfig, setting: Setting, seed: int, workers: int = 2
+        cls, folder: Path, photos: Photos, config: CorpusConfig, mode: Mode, seed: int, workers: int = 2
     ) -> Corpus:
         """Draw the plan, render what is not yet rendered, and open the corpus.
 
         Raises ValueError when `folder` holds a corpus of another plan.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        entries, rows = draw_plan(photos, config, setting, seed)
+        entries, rows = draw_plan(photos, config, mode, seed)
         plan = {
             "entries": [asdict(e) for e in entries],
             "rows": [asdict(r) for r in rows],
@@ -261,9 +261,7 @@ def fade(images: Tensor, drawn: Tensor) -> Tensor:
     return torch.lerp(images, grey.expand_as(images), (percent.to(images) / 100)[:, None, None, None])
 
 
-def draw_plan(
-    photos: Photos, config: CorpusConfig, setting: Setting, seed: int
-) -> tuple[list[Entry], list[Row]]:
+def draw_plan(photos: Photos, config: CorpusConfig, mode: Mode, seed: int) -> tuple[list[Entry], list[Row]]:
     """Recipes (the same number per task in "single"), each with windows of different photos; real pairs;
     clean photos.
     """
@@ -278,13 +276,13 @@ def draw_plan(
         for photo in random.choice(len(photos.clean), count, replace=False):
             rows.append(Row(len(entries) - 1, photos.clean[photo], int(random.integers(2**31))))
 
-    tasks: Iterable[Task | None] = list(Task) if setting == "single" else [None] * 7
+    tasks: Iterable[Task | None] = list(Task) if mode == "single" else [None] * 7
     for number, task in enumerate(tasks):
         for index in range(config.recipes):
             drawn_seed = seed * 1_000_003 + number * 100_003 + index
             real_rain = bool(photos.rain) and band == "in"
-            add(draw_recipe(drawn_seed, setting=setting, task=task, band=band, real_rain=real_rain))
-    if setting == "single" and band == "in":
+            add(draw_recipe(drawn_seed, mode=mode, task=task, band=band, real_rain=real_rain))
+    if mode == "single" and band == "in":
         for clean, degraded, task in photos.pairs:
             entries.append(Entry((task.value,), PAIR_CAPTIONS[task], None))
             rows += [

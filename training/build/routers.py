@@ -25,13 +25,13 @@ from training.build.data import Photos, at_least, draw_fade, fade
 from training.build.losses import expected_l1, load_loss, uncertainty_loss
 from unirestorer.config import RoutersConfig
 from unirestorer.degradation import Recipe, draw_recipe
-from unirestorer.degradation.recipe import Setting, child_generator
+from unirestorer.degradation.recipe import child_generator
 from unirestorer.extractor import Extractor
 from unirestorer.files import atomic_write
 from unirestorer.imaging import as_file, from_uint8, load_image, to_uint8
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Route, Task
+from unirestorer.types import Mode, Route, Task
 
 HELD_OUT_SHARE = 0.2  # of the photos: early stopping and the page's percentiles
 CLEAN_SHARE = 0.25  # undegraded rows per degraded one
@@ -67,7 +67,7 @@ class Planned:
 
 
 def draw_rows(
-    photos: Photos, trained: Photos, config: RoutersConfig, setting: Setting, seed: int
+    photos: Photos, trained: Photos, config: RoutersConfig, mode: Mode, seed: int
 ) -> tuple[list[Planned], set[str]]:
     """What to degrade, and the names of the held-out photos (`HELD_OUT_SHARE` of either kind).
 
@@ -87,14 +87,14 @@ def draw_rows(
         plan.append(Planned(number, photo, recipe.reseeded(int(random.integers(2**31))), photo in held))
 
     for number in range(config.recipes * len(Task)):
-        task = list(Task)[number % len(Task)] if setting == "single" else None
+        task = list(Task)[number % len(Task)] if mode == "single" else None
         recipe = draw_recipe(
-            seed * 1_000_003 + 50_000_017 + number, setting=setting, task=task, real_rain=bool(photos.rain)
+            seed * 1_000_003 + 50_000_017 + number, mode=mode, task=task, real_rain=bool(photos.rain)
         )
         for part, count in ((photos, config.photos_per_recipe), (trained, config.trained_photos_per_recipe)):
             for i in random.choice(len(part.clean), min(count, len(part.clean)), replace=False):
                 add(number, part.clean[i], recipe)
-    pairs = photos.pairs + trained.pairs if setting == "single" else ()
+    pairs = photos.pairs + trained.pairs if mode == "single" else ()
     for number, (clean, degraded, task) in enumerate(pairs, start=config.recipes * len(Task)):
         recipe = Recipe((), int(random.integers(2**31)))
         plan.append(Planned(number, clean, recipe, clean in held, degraded, task))
@@ -112,7 +112,7 @@ def embed(
     photos: Photos,
     trained: Photos,
     config: RoutersConfig,
-    setting: Setting,
+    mode: Mode,
     seed: int,
     work: Path,
     device: torch.device,
@@ -124,7 +124,7 @@ def embed(
     experts are measured on `photos` and on undegraded ones alone. Done photos are kept in `work`, in a folder
     named by the plan, so a stopped run goes on and another plan starts anew.
     """
-    plan, held = draw_rows(photos, trained, config, setting, seed)
+    plan, held = draw_rows(photos, trained, config, mode, seed)
     key = plan_key(plan, config.crop_px)
     e, lq, hq = _embed_plan(extractor, photos, plan, config.crop_px, work / key, device)
     leaf = torch.full((len(plan),), -1)
@@ -133,7 +133,7 @@ def embed(
         rows = np.flatnonzero(numbers == number)
         first = plan[rows[0]]
         tasks = {first.task} if first.task else first.recipe.tasks
-        allowed = tree.mask(tasks) if setting == "single" else None
+        allowed = tree.mask(tasks) if mode == "single" else None
         leaf[rows] = tree.nearest_leaf(e[rows].mean(0, keepdim=True), allowed)
     unseen = set(photos.clean)
     held_out = torch.tensor([row.photo in held for row in plan])

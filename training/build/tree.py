@@ -21,17 +21,8 @@ from training.build.data import Corpus, Entry
 from unirestorer.config import LEAVES_PER_TASK, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Task
+from unirestorer.types import TASK_NOUNS, Task
 
-NOUNS = {
-    Task.DERAIN: "rain",
-    Task.DEHAZE: "haze",
-    Task.DENOISE: "noise",
-    Task.DEBLUR: "blur",
-    Task.LOWLIGHT: "low light",
-    Task.DESNOW: "snow",
-    Task.DEJPEG: "JPEG",
-}
 ROOT_NAME = "everything"
 
 
@@ -225,15 +216,15 @@ def _degree_name(corpus: Corpus, members: np.ndarray) -> str:
     task = Task(corpus.entries[members[0]].tasks[0])
     captions = Counter(corpus.entries[m].caption.removeprefix("a photo with ") for m in members)
     words = captions.most_common(1)[0][0].split()
-    return f"{NOUNS[task]}, {' '.join(words[:1])}"
+    return f"{TASK_NOUNS[task]}, {' '.join(words[:1])}"
 
 
 def _mixture_name(sets: list[dict[frozenset[Task], int]]) -> str:
     """The tasks of at least half of the samples, joined: "low light + noise"."""
     total = sum(sum(s.values()) for s in sets)
     share = {task: sum(n for s in sets for tasks, n in s.items() if task in tasks) / total for task in Task}
-    common = [NOUNS[task] for task in Task if share[task] >= 0.5]
-    return " + ".join(common) or NOUNS[max(Task, key=lambda task: share[task])]
+    common = [TASK_NOUNS[task] for task in Task if share[task] >= 0.5]
+    return " + ".join(common) or TASK_NOUNS[max(Task, key=lambda task: share[task])]
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from training.build.split import rain_layers
 from training.measure.generators import SECOND, UNSEEN
-from unirestorer.degradation import Recipe, make_step
-from unirestorer.degradation.recipe import ORDER, Band, Setting, child_generator, draw_step
+from unirestorer.degradation import Recipe, compose
+from unirestorer.degradation.recipe import ORDER, Band, child_generator
+from unirestorer.degradation.steps import Step
 from unirestorer.imaging import SUFFIXES, as_file, image_files, load_image
-from unirestorer.types import Task
+from unirestorer.types import Mode, Task
 
 PROTOCOL_FILE = Path(__file__).with_name("protocol.json")
 GROUPS = (
@@ -62,7 +63,7 @@ class Case:
         return _hash(f"{protocol()['seed']}/{self.id}")
 
     @property
-    def setting(self) -> Setting:
+    def mode(self) -> Mode:
         return "mixed" if self.group.startswith("mixed") else "single"
 
 
@@ -219,19 +220,14 @@ def photo_recipe(case: Case, index: int, total: int) -> Recipe:
     variants = protocol()["variants"]
     steps = variant_steps(case, index * variants // total)
     seed = torch.randint(2**31, (1,), generator=child_generator(case.seed, PHOTOS, index))
-    return Recipe(steps).reseeded(int(seed))
+    return Recipe(steps, int(seed))
 
 
-def variant_steps(case: Case, variant: int) -> tuple[Any, ...]:
+def variant_steps(case: Case, variant: int) -> tuple[Step, ...]:
     """The steps of a variant: the case's strength, or one drawn in its band; every other parameter drawn."""
-    steps = []
-    for task in case.tasks:
-        generator = child_generator(case.seed, VARIANTS, variant, 1 + ORDER.index(task))
-        if case.strength is None:
-            steps.append(draw_step(task, generator, setting=case.setting, band=case.band or "in"))
-        else:
-            steps.append(make_step(task, case.strength, generator, setting=case.setting))
-    return tuple(steps)
+    strength: float | Band = case.band or "in" if case.strength is None else case.strength
+    strengths: dict[Task, float | Band] = dict.fromkeys(case.tasks, strength)
+    return compose(strengths, case.seed, case.mode, stream=(VARIANTS, variant, 1)).steps
 
 
 def spaced(items: Sequence[int], count: int) -> list[int]:

@@ -96,18 +96,9 @@ def rain_field(
     return field.clamp_(0, 1)[None]
 
 
-def _flake(
-    dy: Tensor,
-    dx: Tensor,
-    radius: Tensor,
-    opacity: Tensor,
-    tilt: Tensor,
-    stretch: Tensor,
-    lobe: Tensor,
-    turn: Tensor,
-    rim: Tensor,
-) -> Tensor:
+def _flake(dy: Tensor, dx: Tensor, *mark: Tensor) -> Tensor:
     """Optical depth of a flake: -log of the share of light that passes, so that overlapping flakes add up."""
+    radius, opacity, tilt, stretch, lobe, turn, rim = mark
     along = (dy * tilt.cos() + dx * tilt.sin()) / stretch
     across = dx * tilt.cos() - dy * tilt.sin()
     theta = torch.atan2(across, along) + turn

@@ -1,13 +1,16 @@
 """One frozen dataclass per degradation, its equation first (paper, supplement B).
 
-A step holds parameters only. Its random field comes from the generator that the recipe hands it, so the same
-recipe gives the same bits. Images are (B, 3, H, W) in [0, 1]; one field serves the whole batch, so that a
-photo is degraded alike alone and in a batch. Fields are drawn on the CPU and moved to the image's device.
+A step holds parameters only, none beyond its limits. Its random field comes from the generator that the
+recipe hands it, so the same recipe gives the same bits. Images are (B, 3, H, W) in [0, 1]; one field serves
+the whole batch, so that a photo is degraded alike alone and in a batch. Fields are drawn on the CPU and moved
+to the image's device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +24,22 @@ from unirestorer.imaging import image_files, load_image, mirrored, to_pil
 from unirestorer.types import Task
 
 READING = 0.03  # share of a camera noise's variance on middle grey that does not depend on the light
+# Accepted values of every step parameter, wide enough for any use and narrow enough to stay cheap.
+LIMITS: dict[str, tuple[float, float]] = {
+    "gamma": (1.0, 5.0),
+    "size_px": (1, 63),
+    "sigma_x_px": (0.1, 20.0),
+    "sigma_y_px": (0.1, 20.0),
+    "angle_deg": (-180.0, 180.0),
+    "sigma_8bit": (0.0, 255.0),
+    "streaks": (0.0, 400.0),
+    "width_px": (1, 31),
+    "density": (0.0, 3.0),
+    "beta": (0.0, 5.0),
+    "airlight": (0.0, 1.0),
+    "quality": (1, 100),
+    "length_px": (1.0, 127.0),
+}
 
 
 @dataclass(frozen=True)
@@ -64,42 +83,78 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Lowlight:
+class Step(ABC):
+    """A degradation's parameters, the first of which is its strength.
+
+    Raises ValueError, in one sentence, for a parameter of another type or beyond `LIMITS`.
+    """
+
+    kind: ClassVar[str]  # its name in a recipe's JSON
+    task: ClassVar[Task]  # what undoes it
+
+    def __post_init__(self) -> None:
+        for parameter in dataclasses.fields(self):
+            value, name = getattr(self, parameter.name), f"{self.kind}.{parameter.name}"
+            if parameter.type == "bool":
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name}: expected true or false, got {value!r:.40}")
+                continue
+            whole = parameter.type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"{name}: expected a {'whole ' * whole}number, got {value!r:.40}")
+            low, high = LIMITS[parameter.name]
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value!r:.40}")
+
+    @abstractmethod
+    def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
+        """Degrade `image` (B, 3, H, W); the result may leave [0, 1]."""
+
+    @property
+    def strength(self) -> float:
+        """In the unit of `RANGES`."""
+        return getattr(self, dataclasses.fields(self)[0].name)
+
+
+@dataclass(frozen=True)
+class Lowlight(Step):
     """Low light (Eq. F):  x = y / I * I^gamma,  I the illumination map of the clean photo."""
 
-    task: ClassVar[Task] = Task.LOWLIGHT
+    kind = "lowlight"
+    task = Task.LOWLIGHT
     gamma: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
+        height, width = image.shape[-2:]
         if "light" in scene.maps:
-            height, width = image.shape[-2:]
             light = scene.maps["light"].draw(height, width, generator)[None].to(image).clamp(0.02, 1)
         else:
             light = fields.illumination_map(scene.clean)  # (B, 1, H, W)
         return image / light * light**self.gamma
 
-    @property
-    def strength(self) -> float:
-        return self.gamma
-
 
 @dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(Step):
     """Blur (Eq. A):  x = y (*) k,  k an isotropic (sigma_x = sigma_y) or anisotropic Gaussian.
 
     `size_px` is the odd side of the kernel.
     """
 
-    task: ClassVar[Task] = Task.DEBLUR
+    kind = "gaussian_blur"
+    task = Task.DEBLUR
     size_px: int
     sigma_x_px: float
     sigma_y_px: float
     angle_deg: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size_px % 2 == 0:
+            raise ValueError(f"{self.kind}.size_px: expected an odd number, got {self.size_px}")
+
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        return convolve(
-            image, fields.gaussian_kernel(self.size_px, self.sigma_x_px, self.sigma_y_px, self.angle_deg)
-        )
+        kernel = fields.gaussian_kernel(self.size_px, self.sigma_x_px, self.sigma_y_px, self.angle_deg)
+        return convolve(image, kernel)
 
     @property
     def strength(self) -> float:
@@ -107,38 +162,32 @@ class GaussianBlur:
 
 
 @dataclass(frozen=True)
-class MotionBlur:
+class MotionBlur(Step):
     """Motion blur (Eq. A):  x = y (*) k,  k a random camera trajectory of extent `length_px`."""
 
-    task: ClassVar[Task] = Task.DEBLUR
+    kind = "motion_blur"
+    task = Task.DEBLUR
     length_px: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
         return convolve(image, fields.motion_kernel(self.length_px, generator))
 
-    @property
-    def strength(self) -> float:
-        return self.length_px
-
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Step):
     """White Gaussian noise (Eq. B):  x = y + n,  n of standard deviation sigma on the 0-255 scale."""
 
-    task: ClassVar[Task] = Task.DENOISE
+    kind = "noise"
+    task = Task.DENOISE
     sigma_8bit: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
         noise = torch.randn(image.shape[-3:], generator=generator)  # (3, H, W)
         return image + (self.sigma_8bit / 255) * noise.to(image)
 
-    @property
-    def strength(self) -> float:
-        return self.sigma_8bit
-
 
 @dataclass(frozen=True)
-class CameraNoise:
+class CameraNoise(Step):
     """A sensor's noise, developed:  x = JPEG(f(f^-1(y) + s(y) n)),  f the sRGB curve, n of unit variance and
     interpolated from a Bayer mosaic, s^2 = a f^-1(y) + b (photons and reading).
 
@@ -147,7 +196,8 @@ class CameraNoise:
     bright.
     """
 
-    task: ClassVar[Task] = Task.DENOISE
+    kind = "camera_noise"
+    task = Task.DENOISE
     sigma_8bit: float
     quality: int = 100
 
@@ -162,16 +212,13 @@ class CameraNoise:
         noisy = _displayed((light + spread * noise).clamp(0, 1))
         return noisy if self.quality == 100 else Jpeg(self.quality)(noisy, scene, generator)
 
-    @property
-    def strength(self) -> float:
-        return self.sigma_8bit
-
 
 @dataclass(frozen=True)
-class Rain:
+class Rain(Step):
     """Rain (Eq. C):  x = y + r,  r a layer of streaks, drawn or (`real`) taken from a folder of layers."""
 
-    task: ClassVar[Task] = Task.DERAIN
+    kind = "rain"
+    task = Task.DERAIN
     streaks: float  # 10 .. 150 trained, 0 .. 200 accepted
     angle_deg: float = 0.0  # from the vertical, -45 .. 45
     length_px: float = 30.0
@@ -180,27 +227,23 @@ class Rain:
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
         height, width = image.shape[-2:]
-        if self.real:
-            if "rain" not in scene.maps:
-                raise ValueError("this recipe uses real rain layers, but no folder of rain layers was given")
-            layer = scene.maps["rain"].draw(height, width, generator)
-            layer = layer * (self.streaks / 100)
-        else:
+        if not self.real:
             layer = fields.rain_field(
                 height, width, self.streaks, self.angle_deg, self.length_px, self.width_px, generator
             )
+        elif "rain" in scene.maps:
+            layer = scene.maps["rain"].draw(height, width, generator) * (self.streaks / 100)
+        else:
+            raise ValueError("this recipe uses real rain layers, but no folder of rain layers was given")
         return image + layer.to(image)  # (B, 3, H, W) + (1, H, W)
-
-    @property
-    def strength(self) -> float:
-        return self.streaks
 
 
 @dataclass(frozen=True)
-class Snow:
+class Snow(Step):
     """Snow (Eq. E):  x = y * (1 - m) + m,  m a mask of flakes."""
 
-    task: ClassVar[Task] = Task.DESNOW
+    kind = "snow"
+    task = Task.DESNOW
     density: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
@@ -212,26 +255,24 @@ class Snow:
         mask = mask.to(image)  # (1, H, W)
         return image * (1 - mask) + mask
 
-    @property
-    def strength(self) -> float:
-        return self.density
-
 
 @dataclass(frozen=True)
-class Haze:
+class Haze(Step):
     """Atmospheric scattering (Eq. D):  x = t * y + a * (1 - t),  t = exp(-beta * depth),  depth in [0, 1]."""
 
-    task: ClassVar[Task] = Task.DEHAZE
+    kind = "haze"
+    task = Task.DEHAZE
     beta: float
     airlight: float = 0.9
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
+        height, width = image.shape[-2:]
         state = generator.get_state()
         depths = []
         for clean in scene.clean:  # every photo of a batch as if alone
             generator.set_state(state)
             if "depth" in scene.maps:
-                depths.append(scene.maps["depth"].draw(image.shape[-2], image.shape[-1], generator))
+                depths.append(scene.maps["depth"].draw(height, width, generator))
             else:
                 depths.append(fields.depth_from_image(clean.cpu(), generator))
         return self.scatter(image, torch.stack(depths).to(image))
@@ -241,37 +282,22 @@ class Haze:
         t = torch.exp(-self.beta * depth)  # (B, 1, H, W)
         return t * image + self.airlight * (1 - t)  # (B, 3, H, W)
 
-    @property
-    def strength(self) -> float:
-        return self.beta
-
 
 @dataclass(frozen=True)
-class Jpeg:
+class Jpeg(Step):
     """JPEG compression at `quality` of libjpeg with 4:2:0 chroma, through Pillow on the CPU."""
 
-    task: ClassVar[Task] = Task.DEJPEG
+    kind = "jpeg"
+    task = Task.DEJPEG
     quality: int
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
         return torch.cat([_jpeg(one, self.quality) for one in image]).to(image)
 
-    @property
-    def strength(self) -> float:
-        return self.quality
 
-
-Step = Lowlight | GaussianBlur | MotionBlur | Noise | CameraNoise | Rain | Snow | Haze | Jpeg
 STEPS: dict[str, type[Step]] = {
-    "lowlight": Lowlight,
-    "gaussian_blur": GaussianBlur,
-    "motion_blur": MotionBlur,
-    "noise": Noise,
-    "camera_noise": CameraNoise,
-    "rain": Rain,
-    "snow": Snow,
-    "haze": Haze,
-    "jpeg": Jpeg,
+    step.kind: step
+    for step in (Lowlight, GaussianBlur, MotionBlur, Noise, CameraNoise, Rain, Snow, Haze, Jpeg)
 }
 
 

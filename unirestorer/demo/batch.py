@@ -71,7 +71,7 @@ def route_variants(
     clean, model = lab_photo(photo), handlers.model
     rows = []
     for number in range(LIMIT):
-        recipe = draw_recipe(seed * LIMIT + number, setting="single")
+        recipe = draw_recipe(seed * LIMIT + number, mode="single")
         name = f"{recipe.words} ({recipe.steps[0].strength:.3g})"
         rows.append(Routed(name, describe(model, model.inspect(as_file(recipe.apply(clean))))))
         if progress:

@@ -13,7 +13,7 @@ from unirestorer.demo.examples import data_uri
 from unirestorer.demo.handlers import shrink
 from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import UniRestorer
-from unirestorer.types import Task
+from unirestorer.types import TASK_NOUNS, Task
 
 MODES = ("input", "all", "auto", "instruction", "oracle")
 HEADS = ("input", "ALL", "auto", "instruction", "oracle")
@@ -119,7 +119,7 @@ def _row(name: str, case: dict[str, Any]) -> str:
     cells = "".join(f"<td>{_number(psnr.get(mode))}</td>" for mode in MODES)
     said = name
     if task:
-        said = f"{words.TASK_WORDS[task].removesuffix(' artefacts')}, {name.removeprefix(f'{task.value}-')}"
+        said = f"{TASK_NOUNS[task]}, {name.removeprefix(f'{task.value}-')}"
     gain = round(float(psnr["auto"]) - float(psnr["input"]), 2) + 0.0  # never "-0.00"
     width = max(0.0, min(100.0, 100 * gain / 15))
     return (

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unirestorer.demo.words import TASK_WORDS
-from unirestorer.types import Task
+from unirestorer.types import TASK_NOUNS
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
 SEVERAL = ("rain-haze", "haze-noise", "dark-rain", "dark-snow")
@@ -36,7 +35,7 @@ def find_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
     where the package came without them.
     """
     names = [
-        *((task.value, TASK_WORDS[task].removesuffix(" artefacts")) for task in Task),
+        *((task.value, noun) for task, noun in TASK_NOUNS.items()),
         ("clean", "clean"),
         *((stem, stem.replace("-", " + ")) for stem in SEVERAL),
     ]

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +22,11 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 from torch import Tensor
 
-from unirestorer.degradation import RANGES, Recipe, make_step
-from unirestorer.degradation.recipe import child_generator
+from unirestorer.degradation import RANGES, Recipe, compose
 from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import Clock, UniRestorer
 from unirestorer.report import describe
-from unirestorer.types import Decision, Restoration, Task
+from unirestorer.types import Decision, Restoration, Task, named_tasks
 
 SHOWN_PX = 1600  # longest side of what a browser is shown; downloads have full size
 LARGE_PX = 1_500_000  # a photo with more pixels is told what was decided before it is restored
@@ -127,7 +125,7 @@ class Handlers:
         """Auto mode's result, unless `memory` has it; then, with tasks or a forced expert, the second one."""
         named: tuple[Task, ...] = ()
         try:
-            named = read_tasks(tasks)
+            named = tuple(sorted(named_tasks(tasks) or (), key=list(Task).index))
             if not photo:
                 yield View(tasks=named, expert=expert)
                 return
@@ -211,7 +209,7 @@ class Handlers:
     def restore(self, photo: str | None, tasks: list[str], expert: str | None) -> tuple[str, dict[str, Any]]:
         """A photo's file -> the restored PNG and the report. Raises ValueError."""
         result = self.model(
-            read_photo(photo), tasks=read_tasks(tasks) or None, expert=(expert or "").strip() or None
+            read_photo(photo), tasks=named_tasks(tasks) or None, expert=(expert or "").strip() or None
         )
         return self.write(to_pil(result.image), "restored"), describe(self.model, result.decision)
 
@@ -220,7 +218,7 @@ class Handlers:
         clock = Clock({})
         x = read_photo(photo)
         clock.stop("decode")
-        return describe(self.model, self.model.inspect(x, read_tasks(tasks) or None, seconds=clock.seconds))
+        return describe(self.model, self.model.inspect(x, named_tasks(tasks) or None, seconds=clock.seconds))
 
     def degrade(
         self, photo: str | None, recipe: str, task: str, strength: float | None, seed: int | None
@@ -282,14 +280,6 @@ def photo_bytes(photo: str | None) -> bytes:
         raise ValueError("the photo is no longer kept here: upload it again") from None
 
 
-def read_tasks(names: list[str] | None) -> tuple[Task, ...]:
-    """Task names in the order of `Task`. Raises ValueError for an unknown one."""
-    unknown = [name for name in names or [] if name not in list(Task)]
-    if unknown:
-        raise ValueError(f"unknown task {str(unknown[0])[:40]!r}: choose among {', '.join(Task)}")
-    return tuple(task for task in Task if task in (names or []))
-
-
 def make_recipe(recipe: str, task: str, strength: float | None, seed: int | None) -> Recipe:
     """The recipe written as JSON, or else one step of `task`, by default in the middle of its trained range.
 
@@ -299,16 +289,9 @@ def make_recipe(recipe: str, task: str, strength: float | None, seed: int | None
         raise ValueError(f"a seed is a whole number, got {seed}")
     if recipe and recipe.strip():
         made = Recipe.from_json(recipe)
-        return made if seed is None else Recipe.from_dict({**made.to_dict(), "seed": int(seed)})
+        return made if seed is None else made.reseeded(int(seed))
     if not task:
         raise ValueError("nothing to degrade with: give a recipe or a task")
-    known = read_tasks([task])[0]
-    if strength is None:
-        strength = float(np.mean(RANGES["single"][known]["in"]))
-    if not math.isfinite(strength):
-        raise ValueError(f"a strength is a number, got {strength}")
-    number = int(seed or 0)
-    if number < 0:
-        raise ValueError(f"a seed is not negative, got {number}")
-    step = make_step(known, strength, child_generator(number, 101))
-    return Recipe.from_dict(Recipe((step,), number).to_dict())  # checks the strength's limits
+    known = Task(task)
+    middle = float(np.mean(RANGES["single"][known]["in"]))
+    return compose({known: middle if strength is None else strength}, int(seed or 0))

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirestorer.degradation import RANGES, Recipe, make_step
-from unirestorer.degradation.recipe import ORDER, child_generator
+from unirestorer.degradation import RANGES, Recipe, compose
 from unirestorer.demo import words
 from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
@@ -50,23 +49,20 @@ class Spoiling:
     strength: float
     seed: int = 0
     others: Mapping[Task, float] = field(default_factory=dict)
-    backwards: bool = False  # the last of `ORDER` first
+    backwards: bool = False  # the last of Fig. A first
 
     def recipe(self) -> Recipe:
         """In the order of the paper's Fig. A, or backwards. Raises ValueError outside a task's span."""
-        wanted = {**self.others, self.task: self.strength}
-        for task, strength in wanted.items():
+        strengths = {**self.others, self.task: self.strength}
+        for task, strength in strengths.items():
             ends = span(task)
             if not min(ends) <= strength <= max(ends):
                 raise ValueError(
                     f"strength of {task.value}: expected {min(ends):g} to {max(ends):g}, got {strength}"
                 )
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"a seed is a whole number from 0 to 2^31 - 1, got {self.seed}")
-        present = [task for task in ORDER if task in wanted and wanted[task] != NONE[task]]
-        drawn = {task: child_generator(self.seed, 101) for task in present}
-        steps = tuple(make_step(task, wanted[task], drawn[task]) for task in present)
-        return Recipe(steps[::-1] if self.backwards else steps, self.seed)
+        present = {task: strength for task, strength in strengths.items() if strength != NONE[task]}
+        recipe = compose(present, self.seed)
+        return recipe.reversed() if self.backwards else recipe
 
     def named(self) -> tuple[Task, ...]:
         """The tasks that an instruction names: those of the recipe, or the one that is not there yet."""

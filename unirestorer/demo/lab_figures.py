@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from unirestorer.degradation import RANGES
+from unirestorer.degradation import RANGES, strength_name
 from unirestorer.demo import theme, words
 from unirestorer.demo.figures import LINE_COLOUR, map_figure
 from unirestorer.demo.lab import Point, Score, span
@@ -186,7 +186,7 @@ def trajectory_figure(
             "color": theme.STAR_COLOUR,
             "line": {"color": DARK, "width": 1.5},
         },
-        text=[f"{words.STRENGTHS[task]}: {point.strength:.3g}" for point in points],
+        text=[f"{strength_name(task)}: {point.strength:.3g}" for point in points],
         hovertemplate="%{text}<extra></extra>",
     )
     figure.add_scatter(
@@ -212,7 +212,7 @@ def player_html(tree: DegradationTree, task: Task, points: list[Point]) -> str:
         report = point.report
         level = words.level_words(tree)[report["level"]]
         told = (
-            f"{words.STRENGTHS[task]} {point.strength:.3g}: {words.plain(report['expert_name'])} ({level}), "
+            f"{strength_name(task)} {point.strength:.3g}: {words.plain(report['expert_name'])} ({level}), "
             f"{_decibels(point.auto)}"
         )
         place = {axis: report["map"][axis] for axis in "xy"} if "map" in report else {}

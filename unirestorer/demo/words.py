@@ -8,20 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from unirestorer.checkpoint import PartError
-from unirestorer.degradation import RANGES
+from unirestorer.degradation import RANGES, strength_name
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Task
+from unirestorer.types import TASK_NOUNS, Task
 
-TASK_WORDS: dict[Task, str] = {
-    Task.DERAIN: "rain",
-    Task.DEHAZE: "haze",
-    Task.DENOISE: "noise",
-    Task.DEBLUR: "blur",
-    Task.LOWLIGHT: "low light",
-    Task.DESNOW: "snow",
-    Task.DEJPEG: "JPEG artefacts",
-}
+TASK_WORDS = TASK_NOUNS | {Task.DEJPEG: "JPEG artefacts"}
 STAGE_WORDS = {
     "decode": "read the photo",
     "estimate": "estimate",
@@ -273,21 +265,11 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
 
 # The degradation lab
 
-STRENGTHS: dict[Task, str] = {
-    Task.DERAIN: "number of streaks",
-    Task.DEHAZE: "thickness β",
-    Task.DENOISE: "σ of 255",
-    Task.DEBLUR: "length in pixels",
-    Task.LOWLIGHT: "darkening γ",
-    Task.DESNOW: "density",
-    Task.DEJPEG: "quality, less is worse",
-}
-
 
 def strength_label(task: Task) -> str:
     """What the lab's slider moves: "Noise: σ, of 255 grey levels"."""
     name = TASK_WORDS[task]
-    return f"{name[0].upper()}{name[1:]}: {STRENGTHS[task]}"
+    return f"{name[0].upper()}{name[1:]}: {strength_name(task)}"
 
 
 def trained(task: Task) -> str:

@@ -36,7 +36,7 @@ from unirestorer.checkpoint import find_checkpoint
 from unirestorer.imaging import encode_image, load_image
 from unirestorer.pipeline import UniRestorer
 from unirestorer.report import describe
-from unirestorer.types import Restoration, Task
+from unirestorer.types import Restoration, named_tasks
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -82,7 +82,8 @@ class Engine:
         unknown = sorted(query.keys() - {"tasks", "expert"})
         if unknown:
             raise ValueError(f"unknown parameter {unknown[0][:40]!r}: expected tasks or expert")
-        tasks = _tasks(query.get("tasks", ""))
+        names = [name.strip() for name in query.get("tasks", "").split(",")]
+        tasks = named_tasks(filter(None, names)) or None
         x = load_image(photo)
         if verb == "inspect":
             return JSONResponse(describe(self.model, self.model.inspect(x, tasks)))
@@ -97,16 +98,6 @@ class Engine:
             "X-Seconds": f"{sum(result.decision.seconds.values()):.3f}",
             "X-Replica": serve.get_replica_context().replica_id.unique_id,
         }
-
-
-def _tasks(text: str) -> frozenset[Task] | None:
-    """The tasks in "derain,dehaze"; None for auto mode. Raises ValueError for an unknown one."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    known = [task.value for task in Task]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown task {name[:40]!r}: choose of {', '.join(known)}")
-    return frozenset(map(Task, names)) or None
 
 
 def _sorry(status: int, text: str) -> JSONResponse:
