@@ -21,8 +21,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from training.build.parts import add_tree
 from unirestorer import UniRestorer, experts
-from unirestorer.checkpoint import Checkpoint, add_tree
+from unirestorer.checkpoint import Checkpoint
 from unirestorer.cli import STRENGTHS, build_parser, find_targets, main, middles, read_ahead
 from unirestorer.degradation import RANGES, Recipe
 from unirestorer.degradation.recipe import DEGREES, ORDER, child_generator, degree_words, make_step

@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.build.split import LAYERS, layer_part_of, part_of
-from unirestorer.config import CorpusConfig
+from training.config import CorpusConfig
 from unirestorer.degradation import MapFolder, Recipe, draw_recipe
-from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, Setting, child_generator
+from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Setting, child_generator
 from unirestorer.files import atomic_write
 from unirestorer.imaging import image_files, load_image, to_uint8
 from unirestorer.types import Task
@@ -274,7 +274,6 @@ def draw_plan(
     clean photos.
     """
     random = np.random.default_rng((seed, 1))
-    band: Band = "out" if config.band == "out" else "in"
     entries: list[Entry] = []
     rows: list[Row] = []
 
@@ -288,9 +287,9 @@ def draw_plan(
     for number, task in enumerate(tasks):
         for index in range(config.recipes):
             drawn_seed = seed * 1_000_003 + number * 100_003 + index
-            real_rain = bool(photos.rain) and band == "in"
-            add(draw_recipe(drawn_seed, setting=setting, task=task, band=band, real_rain=real_rain))
-    if setting == "single" and band == "in":
+            real_rain = bool(photos.rain) and config.band == "in"
+            add(draw_recipe(drawn_seed, setting=setting, task=task, band=config.band, real_rain=real_rain))
+    if setting == "single" and config.band == "in":
         for clean, degraded, task in photos.pairs:
             entries.append(Entry((task.value,), PAIR_CAPTIONS[task], None))
             rows += [

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import NAFNetShape
 
 STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
 
@@ -182,7 +182,7 @@ class NAFNet(nn.Module):
     The untrained network is the identity. Nothing is remembered between calls, so threads may share a module.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NAFNetShape) -> None:
         super().__init__()
         width, depth = config.width, len(config.encoder)
         self.config = config

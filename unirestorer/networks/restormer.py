@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import RestormerShape
 from unirestorer.networks.nafnet import LayerNorm2d, pad_to_multiple
 
 EXPANSION = 2.66  # gamma, by how much the feed-forward network widens (section 4)
@@ -75,7 +75,7 @@ class Restormer(nn.Module):
 
     halo_px = 64
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RestormerShape) -> None:
         super().__init__()
         width, heads, depth = config.width, config.heads, len(config.encoder)
         self.multiple = 2**depth  # pixels

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import RetinexFormerShape
 from unirestorer.networks.nafnet import LayerNorm2d, pad_to_multiple
 
 
@@ -96,7 +96,7 @@ class Stage(nn.Module):
     corrupted. Its last convolution starts at zero, so an untrained stage only lights up.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RetinexFormerShape) -> None:
         super().__init__()
         width, depth = config.width, len(config.encoder)
 
@@ -150,14 +150,12 @@ class RetinexFormer(nn.Module):
 
     halo_px = 64
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RetinexFormerShape) -> None:
         super().__init__()
         self.multiple = 2 ** len(config.encoder)  # pixels
-        self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
+        self.stages = nn.ModuleList([Stage(config)])  # one, as in the paper; a list names the weights
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         image = pad_to_multiple(x, self.multiple)
-        for stage in self.stages:
-            image = stage(image.to(x.dtype))
-        return image[..., :height, :width].float()
+        return self.stages[0](image)[..., :height, :width].float()
