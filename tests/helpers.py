@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from unirestorer.checkpoint import add_expert, add_extractor, add_map, add_router, add_tree
-from unirestorer.config import LEAVES_PER_TASK, ExtractorConfig, NetworkConfig, RoutersConfig
+from training.build.parts import add_expert, add_extractor, add_map, add_mode, add_router, add_tree
+from training.config import LEAVES_PER_TASK
+from unirestorer.config import ExtractorShape, NAFNetShape, RouterShape
 from unirestorer.degradation.recipe import CLEAN_CAPTION, DEGREES
 from unirestorer.extractor import Extractor
 from unirestorer.map import NEIGHBORS, DegradationMap
@@ -16,8 +17,9 @@ from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
-SHAPE = NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1))
-ROUTERS = RoutersConfig(hidden=64, layers=2)
+SHAPE = NAFNetShape(width=8, encoder=(1, 1), middle=1, decoder=(1, 1), window_px=96, unshuffle=1)
+EXTRACTOR = ExtractorShape("resnet", layers=(1, 1, 1, 1), width=8, dim=512, view_px=224)
+ROUTERS = RouterShape(hidden=64, layers=2)
 
 
 def make_tiny_tree(dim: int = 512) -> DegradationTree:
@@ -74,9 +76,10 @@ def make_tiny_checkpoint(folder: Path, *, mixed: bool = False) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         captions = (CLEAN_CAPTION, *(f"a photo with {DEGREES[task][1][-1]}" for task in Task))
-        extractor = Extractor(ExtractorConfig(width=8), captions)
+        extractor = Extractor(EXTRACTOR, captions)
         extractor.caption_features.copy_(F.normalize(torch.randn_like(extractor.caption_features), dim=-1))
         extractor.logit_scale.fill_(20.0)
+        add_mode(folder, "mixed" if mixed else "single")
         add_extractor(folder, extractor.eval(), {"minutes": 0})
 
         tree = make_mixed_tree() if mixed else make_tiny_tree()
@@ -88,6 +91,6 @@ def make_tiny_checkpoint(folder: Path, *, mixed: bool = False) -> Path:
 
         router = Router(tree.centers[-1].shape[1], tree.expert_table, ROUTERS)
         router.std.fill_(tree.centers[-1].shape[1] ** -0.5)  # of unit vectors
-        add_router(folder, router, ROUTERS, {"steps": 0})
+        add_router(folder, router, {"steps": 0})
         add_map(folder, make_tiny_map(tree), {"points": 60})
     return folder

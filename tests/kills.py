@@ -29,7 +29,8 @@ PHOTOS = 24
 SAVE = """
 import sys
 from pathlib import Path
-from unirestorer.checkpoint import Checkpoint, add_expert
+from training.build.parts import add_expert
+from unirestorer.checkpoint import Checkpoint
 old, folder = Checkpoint(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 for name in old.tree().expert_names:

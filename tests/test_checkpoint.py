@@ -5,11 +5,12 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,32 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_tiny_map, make_tiny_tree
+from helpers import EXTRACTOR, SHAPE, make_tiny_map, make_tiny_tree
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load, save
 
+from training.build.parts import add_expert, add_extractor, add_map, add_mode, add_router, add_tree
+from training.config import preset
 from unirestorer import checkpoint
-from unirestorer.checkpoint import (
-    Checkpoint,
-    add_expert,
-    add_extractor,
-    add_map,
-    add_router,
-    add_tree,
-    verify,
+from unirestorer.checkpoint import Checkpoint, verify
+from unirestorer.config import (
+    Mode,
+    NAFNetShape,
+    NetworkShape,
+    Range,
+    RestormerShape,
+    RetinexFormerShape,
+    RouterShape,
 )
-from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig, preset
+from unirestorer.degradation.recipe import RANGES
 from unirestorer.extractor import Extractor
 from unirestorer.files import sha256
 from unirestorer.map import DegradationMap
 from unirestorer.networks import build_network
 from unirestorer.routing import Router
+from unirestorer.types import Task
 
+ROOT = Path(__file__).parent.parent
 PARTS = ["extractor.safetensors", "tree.safetensors", "router.safetensors", "map.npz"]
 EXPERT = "experts/1-3.safetensors"
 Change = Callable[[dict[str, Any]], object]
@@ -96,14 +103,14 @@ def assert_same_weights(loaded: torch.nn.Module, saved: torch.nn.Module) -> None
 
 def test_an_extractor_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = Extractor(ExtractorConfig(width=8, dim=64), ("a clean photo", "a photo with heavy rain")).eval()
+    made = Extractor(replace(EXTRACTOR, dim=64), ("a clean photo", "a photo with heavy rain")).eval()
     made.caption_features.copy_(F.normalize(torch.randn(2, 64), dim=-1))
     made.logit_scale.fill_(17.0)
     add_extractor(tmp_path, made, {"minutes": 1})
     loaded = Checkpoint(tmp_path).extractor()
     assert_same_weights(loaded, made)
     assert loaded.captions == made.captions
-    assert loaded.config == made.config
+    assert loaded.shape == made.shape
     x = torch.rand(2, 3, 230, 240, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert F.cosine_similarity(loaded(x), made(x)).min() > 0.999
@@ -125,12 +132,12 @@ def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_a_router_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tree, config = make_tiny_tree(32), RoutersConfig(hidden=16, layers=2)
-    made = Router(32, tree.expert_table, config).eval()
+    tree = make_tiny_tree(32)
+    made = Router(32, tree.expert_table, RouterShape(hidden=16, layers=2)).eval()
     randomise(made)
     made.mean.normal_()
     made.std.uniform_(0.5, 1)
-    add_router(tmp_path, made, config, {})
+    add_router(tmp_path, made, {})
     loaded = Checkpoint(tmp_path).router(tree)
     assert_same_weights(loaded, made)
     e = F.normalize(torch.randn(5, 32), dim=-1)
@@ -142,13 +149,13 @@ def test_a_router_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1), window_px=16, unshuffle=2),
-        NetworkConfig("restormer", 8, (1,), 1, (1,), heads=(1, 2), refinement=1),
-        NetworkConfig("retinexformer", 8, (1,), 1, (1,), heads=(1, 2), stages=2),
+        NAFNetShape(8, (1, 1), 1, (1, 1), window_px=16, unshuffle=2),
+        RestormerShape(8, (1,), 1, (1,), heads=(1, 2), refinement=1),
+        RetinexFormerShape(8, (1,), 1, (1,), heads=(1, 2)),
     ],
     ids=lambda shape: shape.kind,
 )
-def test_an_expert_comes_back(shape: NetworkConfig, tmp_path: Path) -> None:
+def test_an_expert_comes_back(shape: NetworkShape, tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = build_network(shape).eval()
     randomise(made)
@@ -172,7 +179,7 @@ def test_a_map_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_stages_add_their_parts_one_by_one(tmp_path: Path) -> None:
-    shape = NetworkConfig(width=8, encoder=(1,), middle=1, decoder=(1,))
+    shape = SHAPE
     for name in ("0-0", "1-0"):
         add_expert(tmp_path, name, shape, build_network(shape), {"steps": 3})
     add_expert(tmp_path, "0-0", shape, build_network(shape), {"steps": 5})
@@ -180,7 +187,7 @@ def test_stages_add_their_parts_one_by_one(tmp_path: Path) -> None:
     assert set(opened.config["files"]) == {"experts/0-0.safetensors", "experts/1-0.safetensors"}
     assert opened.config["training"]["experts"] == {"0-0": {"steps": 5}, "1-0": {"steps": 3}}
     assert not opened.has("map.npz")
-    with pytest.raises(ValueError, match=r"lists no tree\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.tree is missing; the training stage"):
         verify(tmp_path)
 
 
@@ -408,10 +415,13 @@ def test_weights_that_are_not_finite_fail_the_verification(folder: Path) -> None
         (b"\xff\xfe\xfa", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b"3" * 5000, "is damaged"),
-        (b"[]", "expected format 'unirestorer/1', got 'list'"),
+        (b"[]", "expected format 'unirestorer/2', got 'list'"),
         (b"null", "expected format"),
         (b"{}", "got None"),
-        (b'{"format": "unirestorer/2"}', "expected format 'unirestorer/1', got 'unirestorer/2'"),
+        (b'{"format": "unirestorer/3"}', "expected format 'unirestorer/2', got 'unirestorer/3'"),
+        (b'{"format": "unirestorer/1"}', "format unirestorer/1: convert it by `python -m training migrate"),
+        (b'{"format": "unirestorer/2"}', "model is missing"),
+        (b'{"format": "unirestorer/2", "model": {"modes": 1}}', "model: unknown key 'modes'.*mode, ranges"),
         (b'{"format": {}}', "expected format"),
     ],
     ids=lambda value: value[:30] if isinstance(value, bytes) else "",
@@ -433,33 +443,66 @@ def put(*path: str | int, value: object) -> Change:
     return change
 
 
+def drop(*path: str | int) -> Change:
+    def change(config: Any) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        del config[path[-1]]
+
+    return change
+
+
+SHAPE_OF = ("model", "experts", "1-3")
 BAD_CONFIGS: dict[str, tuple[str, Change, str]] = {
-    "no files": ("tree.safetensors", lambda c: c.pop("files"), "lists no tree"),
+    "no files": ("tree.safetensors", drop("files"), "files is missing"),
+    "a file less": ("tree.safetensors", drop("files", "tree.safetensors"), "lists no tree"),
     "files no object": ("tree.safetensors", put("files", value=[]), "files should be an object"),
     "hash no text": ("tree.safetensors", put("files", "tree.safetensors", value=5), "is damaged"),
-    "no extractor": ("extractor.safetensors", lambda c: c.pop("extractor"), "extractor"),
+    "no extractor": ("extractor.safetensors", drop("model", "extractor"), r"model\.extractor is missing"),
     "extractor a list": (
         "extractor.safetensors",
-        put("extractor", value=[]),
+        put("model", "extractor", value=[]),
         "extractor should be an object",
     ),
-    "unknown extractor key": ("extractor.safetensors", put("extractor", "wdth", value=3), "wdth.*known keys"),
+    "unknown extractor key": (
+        "extractor.safetensors",
+        put("model", "extractor", "wdth", value=3),
+        r"model\.extractor: unknown key 'wdth'; known keys",
+    ),
     "extractor of text": (
         "extractor.safetensors",
-        put("extractor", "width", value="8"),
-        "extractor.width: exp",
+        put("model", "extractor", "width", value="8"),
+        r"extractor\.width: expected int, got '8'",
     ),
-    "no routers": ("router.safetensors", lambda c: c.pop("routers"), "does not fit"),
-    "unknown router key": ("router.safetensors", put("routers", "size", value=3), "size.*known keys"),
-    "no tree": ("tree.safetensors", lambda c: c.pop("tree"), "tree is damaged"),
-    "unknown task": ("tree.safetensors", put("tree", "task_sets", 0, value={"x": 1}), "tree is damaged"),
-    "names no lists": ("tree.safetensors", put("tree", "names", value=[1, 2, 3]), "tree is damaged"),
-    "no experts": (EXPERT, lambda c: c.pop("experts"), "has no expert 1-3: it has none"),
-    "one expert less": (EXPERT, lambda c: c["experts"].pop("1-3"), "has no expert 1-3: it has 0-0, 1-0"),
-    "unknown expert key": (EXPERT, put("experts", "1-3", "depth", value=3), "depth.*known keys"),
-    "unknown network": (EXPERT, put("experts", "1-3", "kind", value="unet"), "unknown network kind 'unet'"),
-    "huge network": (EXPERT, put("experts", "1-3", "width", value=10**9), "width is 1000000000"),
-    "expert no object": (EXPERT, put("experts", "1-3", value=[]), "experts.1-3: expected an object"),
+    "no captions": ("extractor.safetensors", drop("model", "extractor", "captions"), r"extractor\.captions"),
+    "no view": ("extractor.safetensors", drop("model", "extractor", "view_px"), "'view_px' is missing"),
+    "no routers": ("router.safetensors", drop("model", "routers"), r"model\.routers is missing"),
+    "no layers of routers": ("router.safetensors", drop("model", "routers", "layers"), "'layers' is missing"),
+    "unknown router key": (
+        "router.safetensors",
+        put("model", "routers", "size", value=3),
+        "'size'; known keys",
+    ),
+    "no tree": ("tree.safetensors", drop("model", "tree"), r"model\.tree is missing"),
+    "no task sets": ("tree.safetensors", drop("model", "tree", "task_sets"), "'task_sets' is missing"),
+    "unknown task": (
+        "tree.safetensors",
+        put("model", "tree", "task_sets", 0, value={"x": 1}),
+        "tree is damaged",
+    ),
+    "names no lists": (
+        "tree.safetensors",
+        put("model", "tree", "names", value=[1, 2]),
+        "names: expected a list",
+    ),
+    "no experts": (EXPERT, drop("model", "experts"), r"model\.experts is missing"),
+    "one expert less": (EXPERT, drop(*SHAPE_OF), "has no expert 1-3: it has 0-0, 1-0"),
+    "unknown expert key": (EXPERT, put(*SHAPE_OF, "heads", value=[1]), r"experts\.1-3: unknown key 'heads'"),
+    "unknown network": (EXPERT, put(*SHAPE_OF, "kind", value="unet"), "kind 'unet': choose one of nafnet"),
+    "no kind": (EXPERT, drop(*SHAPE_OF, "kind"), "unknown network kind None"),
+    "huge network": (EXPERT, put(*SHAPE_OF, "width", value=10**9), "1-3: width is 1000000000"),
+    "expert no object": (EXPERT, put(*SHAPE_OF, value=[]), r"experts\.1-3: unknown network kind \[\]"),
+    "expert a word": (EXPERT, put(*SHAPE_OF, value="nafnet"), r"experts\.1-3: expected an object, got str"),
 }
 
 
@@ -472,16 +515,73 @@ def test_a_bad_section_is_named(folder: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["width", "encoder", "middle", "decoder", "window_px", "unshuffle"])
+def test_nothing_that_an_expert_is_may_be_missing(folder: Path, key: str) -> None:
+    """A missing key was filled in: an expert without its window loaded with one of 96 px, called sound."""
+    rewrite(folder, drop(*SHAPE_OF, key))
+    with pytest.raises(ValueError, match=rf"model\.experts\.1-3: the key '{key}' is missing"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("training", [[], "once", {"extractor": {"futures": 3}, "experts": 5, "new": None}])
+def test_how_a_model_was_trained_never_refuses_it(folder: Path, training: object) -> None:
+    """One training setting of a newer version refused the whole model."""
+    rewrite(folder, put("training", value=training))
+    assert verify(folder)
+
+
+def test_training_settings_are_no_part_of_the_shapes(tiny_checkpoint: Path) -> None:
+    model = Checkpoint(tiny_checkpoint).config["model"]
+    assert set(model["extractor"]) == {"tower", "layers", "width", "dim", "view_px", "captions"}
+    assert set(model["routers"]) == {"hidden", "layers"}
+
+
+@pytest.mark.parametrize("mode", ["single", "mixed"])
+def test_a_model_says_what_it_is_for(mode: Mode, tmp_path: Path) -> None:
+    add_mode(tmp_path, mode)
+    opened = Checkpoint(tmp_path)
+    assert opened.mode == mode
+    assert opened.tasks == tuple(task for task in Task if task in RANGES[mode])
+    for task, strengths in opened.ranges.items():
+        assert strengths == Range(RANGES[mode][task]["in"], RANGES[mode][task]["out"])
+
+
+BAD_RANGES: dict[str, tuple[Change, str]] = {
+    "unknown task": (put("model", "ranges", "deflare", value={}), "deflare: unknown task; known"),
+    "one band": (drop("model", "ranges", "denoise", "out"), "denoise: expected the keys 'in' and 'out'"),
+    "no numbers": (put("model", "ranges", "denoise", "in", value=["2", 50]), "expected float, got '2'"),
+    "three numbers": (put("model", "ranges", "denoise", "in", value=[1, 2, 3]), "expected 2 entries, got 3"),
+    "too large a number": (put("model", "ranges", "denoise", "in", value=[1, 10**400]), "expected float"),
+    "upside down": (put("model", "ranges", "denoise", "in", value=[50, 2]), "got 50.0 and 2.0"),
+    "no number": (put("model", "ranges", "denoise", "out", value=[50, float("nan")]), "got 50.0 and nan"),
+    "none": (drop("model", "ranges"), "ranges is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RANGES)
+def test_bad_ranges_are_named(folder: Path, case: str) -> None:
+    change, message = BAD_RANGES[case]
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        _ = Checkpoint(folder).tasks
+
+
+def test_an_unknown_mode_lists_the_known(folder: Path) -> None:
+    rewrite(folder, put("model", "mode", value="both"))
+    with pytest.raises(ValueError, match=r"model\.mode: unknown 'both': choose one of single, mixed"):
+        _ = Checkpoint(folder).mode
+
+
 UNCHECKED: dict[str, tuple[str, Change]] = {
-    "captions a number": ("extractor.safetensors", put("extractor", "captions", value=5)),
-    "unknown tower": ("extractor.safetensors", put("extractor", "tower", value="nonsense")),
-    "no layers": ("extractor.safetensors", put("extractor", "layers", value=[])),
-    "width 0": ("extractor.safetensors", put("extractor", "width", value=0)),
-    "negative dim": ("extractor.safetensors", put("extractor", "dim", value=-1)),
-    "negative hidden": ("router.safetensors", put("routers", "hidden", value=-1)),
-    "one level less in words": ("tree.safetensors", lambda c: c["tree"]["names"].pop()),
-    "one leaf less in words": ("tree.safetensors", lambda c: c["tree"]["names"][2].pop()),
-    "one leaf less counted": ("tree.safetensors", lambda c: c["tree"]["task_sets"].pop()),
+    "captions a number": ("extractor.safetensors", put("model", "extractor", "captions", value=5)),
+    "unknown tower": ("extractor.safetensors", put("model", "extractor", "tower", value="nonsense")),
+    "no layers": ("extractor.safetensors", put("model", "extractor", "layers", value=[])),
+    "width 0": ("extractor.safetensors", put("model", "extractor", "width", value=0)),
+    "negative dim": ("extractor.safetensors", put("model", "extractor", "dim", value=-1)),
+    "negative hidden": ("router.safetensors", put("model", "routers", "hidden", value=-1)),
+    "one level less in words": ("tree.safetensors", lambda c: c["model"]["tree"]["names"].pop()),
+    "one leaf less in words": ("tree.safetensors", lambda c: c["model"]["tree"]["names"][2].pop()),
+    "one leaf less counted": ("tree.safetensors", lambda c: c["model"]["tree"]["task_sets"].pop()),
 }
 
 
@@ -497,31 +597,35 @@ def test_a_section_that_makes_no_sense_is_named(folder: Path, case: str) -> None
 GIGANTIC: dict[str, tuple[str, Change, str]] = {
     "extractor too wide": (
         "extractor.safetensors",
-        put("extractor", "width", value=4096),
+        put("model", "extractor", "width", value=4096),
         "million parameters",
     ),
     "views too large": (
         "extractor.safetensors",
-        put("extractor", "view_px", value=4096),
-        "view_px: expected 8 to 1024",
+        put("model", "extractor", "view_px", value=4096),
+        "view_px is 4096, expected 8 to 1024",
     ),
     "captions without end": (
         "extractor.safetensors",
-        put("extractor", "captions", value=[""] * 1_000_000),
+        put("model", "extractor", "captions", value=[""] * 1_000_000),
         "million parameters",
     ),
     "routers too deep": (
         "router.safetensors",
-        lambda c: c["routers"].update(hidden=8192, layers=64),
+        lambda c: c["model"]["routers"].update(hidden=8192, layers=64),
         "million parameters",
     ),
-    "expert too deep": (EXPERT, put("experts", "1-3", "encoder", value=[200, 200]), "number of blocks"),
+    "expert too deep": (EXPERT, put(*SHAPE_OF, "encoder", value=[200, 200]), "number of blocks"),
     "expert too wide": (
         EXPERT,
-        lambda c: c["experts"]["1-3"].update(width=1024, middle=200),
+        lambda c: c["model"]["experts"]["1-3"].update(width=1024, middle=200),
         "million parameters",
     ),
-    "tower of billions": ("extractor.safetensors", put("extractor", "tower", value="ViT-bigG-14"), "up to L"),
+    "tower of billions": (
+        "extractor.safetensors",
+        put("model", "extractor", "tower", value="ViT-bigG-14"),
+        "up to L",
+    ),
 }
 
 
@@ -540,18 +644,6 @@ def test_a_config_without_end_is_refused_unread(folder: Path) -> None:
         file.truncate(2**30)
     with pytest.raises(ValueError, match="is damaged: it has over 16 MB"):
         Checkpoint(folder)
-
-
-def test_damaged_metrics_are_named(folder: Path) -> None:
-    (folder / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics\.json"):
-        Checkpoint(folder).metrics()
-
-
-def test_metrics_are_empty_before_the_evaluation(folder: Path) -> None:
-    assert Checkpoint(folder).metrics() == {}
-    (folder / "metrics.json").write_text('{"psnr": 30}')
-    assert Checkpoint(folder).metrics() == {"psnr": 30}
 
 
 # Finding
@@ -597,6 +689,29 @@ def test_an_endless_name_is_no_checkpoint() -> None:
         checkpoint.find_checkpoint("x" * 5000)
 
 
+@pytest.mark.parametrize("name", ["single", "mixed"])
+def test_the_hub_brings_what_the_page_shows_and_no_more(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's curves.png did not come, and everyone got the weights that only evaluation uses."""
+    source = ROOT / "checkpoints" / name
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for path in filter_repo_objects(sorted(contents(source)), allow_patterns=allow_patterns):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).symlink_to(source / path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = checkpoint.find_checkpoint(f"someone/{name}")
+    opened = Checkpoint(folder)
+    for part in opened.config["files"]:
+        opened.read(part)
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / "README.md").read_text())
+    assert "curves.png" in pictures and all((folder / picture).is_file() for picture in pictures)
+    assert not (folder / "longer.safetensors").exists()
+
+
 # A full disk
 
 
@@ -611,11 +726,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(os, call, full)
     tree = Checkpoint(folder).tree()
-    network = build_network(NetworkConfig(width=8, encoder=(1,), middle=1, decoder=(1,)))
+    network = build_network(SHAPE)
     for write in (
         lambda: add_tree(folder, tree, {}),
-        lambda: add_expert(folder, "1-3", NetworkConfig(width=8), network, {}),
-        lambda: add_expert(folder, "7-7", NetworkConfig(width=8), network, {}),
+        lambda: add_expert(folder, "1-3", SHAPE, network, {}),
+        lambda: add_expert(folder, "7-7", SHAPE, network, {}),
         lambda: add_map(folder, make_tiny_map(tree), {}),
     ):
         with pytest.raises(OSError, match="No space left"):
@@ -628,7 +743,7 @@ def test_a_disk_that_fills_up_between_the_two_files_is_noticed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The expert is written, config.json is not: readers see another hash, and adding it again mends it."""
-    real, shape = os.replace, NetworkConfig(width=8, encoder=(1,), middle=1, decoder=(1,))
+    real, shape = os.replace, SHAPE
 
     def full_for_config(source: str, target: str | Path) -> None:
         if Path(target).name == "config.json":
@@ -651,6 +766,6 @@ def test_a_disk_that_fills_up_between_the_two_files_is_noticed(
 def test_a_published_tower_is_sized_without_memory() -> None:
     """How a stranger's config is looked at first; the same tower is then built for good."""
     with torch.device("meta"):
-        extractor = Extractor(preset("paper").extractor, ("a clean photo",))
+        extractor = Extractor(preset("paper").extractor.shape, ("a clean photo",))
     assert {parameter.device.type for parameter in extractor.parameters()} == {"meta"}
     assert 80e6 < sum(parameter.numel() for parameter in extractor.parameters()) < 95e6  # ViT-B/32

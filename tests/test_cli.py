@@ -21,9 +21,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from training.build.parts import add_tree
 from unirestorer import UniRestorer, experts
 from unirestorer.batch import find_targets, read_ahead
-from unirestorer.checkpoint import Checkpoint, add_tree
+from unirestorer.checkpoint import Checkpoint
 from unirestorer.cli import STRENGTHS, build_parser, main
 from unirestorer.degradation import RANGES, Recipe, compose
 from unirestorer.degradation.recipe import DEGREES, degree_strengths, degree_words

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SHAPE
 from torch import Tensor
 from torch.func import functional_call
 
 from training.build.experts import pixel_loss
 from training.build.loop import Budget
 from training.build.side_by_side import CHUNK, Lane, train_together
-from unirestorer.config import NetworkConfig
 from unirestorer.degradation import draw_recipe
 from unirestorer.networks import build_network
 from unirestorer.pipeline import UniRestorer
@@ -40,7 +40,7 @@ def test_one_training_step_agrees() -> None:
     losses = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        network = build_network(NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1))).to(device)
+        network = build_network(SHAPE).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
         for _ in range(2):
             loss = pixel_loss(network, lq.to(device), hq.to(device))
@@ -68,7 +68,7 @@ def test_recorded_steps_agree_with_single_ones(tmp_path: Path) -> None:
 
     def lane(name: str, device: str) -> Lane:
         torch.manual_seed(0)
-        network = build_network(NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1))).to(device)
+        network = build_network(SHAPE).to(device)
         windows = pixels.to(device)
 
         def loss_at(parameters: dict[str, Tensor], places: Tensor) -> Tensor:

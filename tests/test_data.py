@@ -24,7 +24,7 @@ from training.build.data import (
     render_row,
 )
 from training.build.draw import draw_photo
-from unirestorer.config import CorpusConfig
+from training.config import CorpusConfig
 from unirestorer.degradation import Recipe
 from unirestorer.imaging import from_uint8, load_image, to_uint8
 from unirestorer.types import Task

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unirestorer.checkpoint import Checkpoint
-from unirestorer.config import NetworkConfig
+from unirestorer.config import NAFNetShape, NetworkShape, RestormerShape, RetinexFormerShape
 from unirestorer.experts import ExpertBank
 from unirestorer.imaging import load_image, run_tiled
 from unirestorer.networks import build_network, nafnet
@@ -222,7 +222,7 @@ def test_an_expert_in_use_survives_its_eviction() -> None:
 # Tiles
 
 
-def trained(config: NetworkConfig, seed: int = 0) -> Network:
+def trained(config: NetworkShape, seed: int = 0) -> Network:
     """Every weight random: the network changes a photo by 0.1 on average, as a strong expert does."""
     torch.manual_seed(seed)
     network = build_network(config)
@@ -245,11 +245,11 @@ def uneven(height: int, width: int) -> Tensor:
 # weights as strong as an expert's; the comments tell the worst of eight seeds.
 BOUNDS = {
     # 4e-5 and 4e-7: rounding; what windows reach beyond the halo shows in the shipped experts below
-    "nafnet": (NetworkConfig(width=8, encoder=(1, 1), middle=1, decoder=(1, 1), window_px=16), 0.001, 1e-5),
+    "nafnet": (NAFNetShape(8, (1, 1), 1, (1, 1), window_px=16, unshuffle=1), 0.001, 1e-5),
     # 1.04 and 0.05
-    "retinexformer": (NetworkConfig("retinexformer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4)), 2.0, 0.1),
+    "retinexformer": (RetinexFormerShape(8, (1, 1), 1, (1, 1), heads=(1, 2, 4)), 2.0, 0.1),
     # 24 and 1.1: attention over a tile is not attention over the photo
-    "restormer": (NetworkConfig("restormer", 8, (1, 1), 1, (1, 1), heads=(1, 2, 4), refinement=1), 40.0, 2.0),
+    "restormer": (RestormerShape(8, (1, 1), 1, (1, 1), heads=(1, 2, 4), refinement=1), 40.0, 2.0),
 }
 
 
@@ -390,7 +390,7 @@ def test_stripes_take_no_more_than_stated(monkeypatch: pytest.MonkeyPatch) -> No
     peaks = {}
     for stripe_bytes in (2**14, 2**20):
         monkeypatch.setattr(nafnet, "STRIPE_BYTES", stripe_bytes)
-        network = build_network(NetworkConfig(width=32, encoder=(1,), middle=1, decoder=(1,))).eval()
+        network = build_network(NAFNetShape(32, (1,), 1, (1,), window_px=96, unshuffle=1)).eval()
         x = uneven(300, 300)
         with torch.inference_mode(), Live() as live:
             network(x)

@@ -5,7 +5,7 @@ import torch
 from helpers import make_tiny_tree
 from torch import Tensor, nn
 
-from unirestorer.config import RoutersConfig
+from unirestorer.config import RouterShape
 from unirestorer.routing import LOG_VARIANCE_LIMITS, NoisyGate, Router, mlp
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Task
@@ -17,7 +17,7 @@ TREE: DegradationTree = make_tiny_tree(DIM)
 def router(seed: int = 0, spread: float = 1.0) -> Router:
     """A random router in eval mode; `spread` scales the gates, so that probabilities differ."""
     torch.manual_seed(seed)
-    made = Router(DIM, TREE.expert_table, RoutersConfig(hidden=32, layers=3))
+    made = Router(DIM, TREE.expert_table, RouterShape(hidden=32, layers=3))
     for gate in (made.gate_leaf, made.gate_level):
         nn.init.normal_(gate.gate.weight, std=spread)
         nn.init.normal_(gate.noise.weight, std=spread)
@@ -101,9 +101,6 @@ def test_noise_only_while_training() -> None:
     noisy = [model.route(estimate) for _ in range(2)]
     assert not torch.equal(noisy[0].leaf_probs, noisy[1].leaf_probs)
     assert not torch.equal(noisy[0].level_probs, noisy[1].level_probs)
-    assert not torch.equal(model.estimate(drs(4)).e_deg, estimate.e_deg)  # dropout
-    model.eval()
-    assert torch.equal(model.estimate(drs(4)).e_deg, estimate.e_deg)
 
 
 def test_the_gates_noise_by_hand() -> None:

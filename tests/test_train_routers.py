@@ -21,13 +21,14 @@ from training.build.routers import (
     routing_report,
     train_routers,
 )
-from unirestorer.config import RoutersConfig, preset
+from training.config import RoutersConfig, preset
+from unirestorer.config import RouterShape
 from unirestorer.extractor import Extractor
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Route, Task
 
-CONFIG = RoutersConfig(hidden=32, layers=3, dropout=0.0, steps=250, batch=64, lr=3e-3)
+CONFIG = RoutersConfig(RouterShape(hidden=32, layers=3), dropout=0.0, steps=250, batch=64, lr=3e-3)
 CENTERS = torch.eye(8)[:4] * 3  # four leaves, far from each other
 TREE = DegradationTree(
     (CENTERS.mean(0, keepdim=True), torch.stack((CENTERS[:2].mean(0), CENTERS[2:].mean(0))), CENTERS),
@@ -59,6 +60,17 @@ def own_path_is_best(data: Embedded, by_level: tuple[float, float, float]) -> to
     """l1 (N, experts): the experts of the own path as given per level, all others bad."""
     l1 = torch.full((len(data.e), len(TREE.expert_names)), 0.4)
     return l1.scatter(1, TREE.expert_table[data.leaf], torch.tensor([by_level]).expand(len(data.e), -1))
+
+
+def test_training_alone_leaves_features_out() -> None:
+    """Dropout is a setting of the training: the router that it starts from has none, whoever opened it."""
+    data = toy(0.0)
+    settings = replace(CONFIG, dropout=0.5, steps=2)
+    fresh = new_router(TREE, data.e, settings, seed=0)
+    learning = trained(data, own_path_is_best(data, (0.1, 0.1, 0.1)), settings)
+    for router, same in ((fresh, True), (learning, False)):
+        router.train()
+        assert torch.equal(router.estimate(CENTERS).e_deg, router.estimate(CENTERS).e_deg) == same
 
 
 @torch.no_grad()
@@ -147,7 +159,7 @@ def test_another_plan_is_never_taken_from_kept_blocks(tmp_path: Path) -> None:
     """Blocks are kept for a resumed run; a run with other settings must not find them."""
     folder = draw_photos(tmp_path / "photos", seed=0)
     photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
-    extractor = Extractor(preset("tiny").extractor, ("a clean photo",)).eval()
+    extractor = Extractor(preset("tiny").extractor.shape, ("a clean photo",)).eval()
 
     def made(config: RoutersConfig) -> Embedded:
         return embed(
@@ -174,7 +186,7 @@ def test_a_share_of_the_photos_is_in_black_and_white(tmp_path: Path) -> None:
     folder = draw_photos(tmp_path / "photos", seed=0)
     photos, trained = find_photos(folder, "routers"), find_photos(folder, "experts")
     faded, cpu = replace(SMALL, grey_share=0.6), torch.device("cpu")
-    extractor = Extractor(preset("tiny").extractor, ("a clean photo",)).eval()
+    extractor = Extractor(preset("tiny").extractor.shape, ("a clean photo",)).eval()
     coloured, grey = (
         embed(extractor, SEVEN, photos, trained, config, "single", 0, tmp_path / "work", cpu)
         for config in (SMALL, faded)
@@ -208,7 +220,7 @@ def test_real_pairs_are_learned_from(tmp_path: Path) -> None:
     assert len(pairs) == len({row.source for row in pairs}) and pairs
     assert not any(row.source for row in draw_rows(photos, trained, SMALL, "mixed", seed=0)[0])
     torch.manual_seed(0)
-    extractor, cpu = Extractor(preset("tiny").extractor, ("a clean photo",)).eval(), torch.device("cpu")
+    extractor, cpu = Extractor(preset("tiny").extractor.shape, ("a clean photo",)).eval(), torch.device("cpu")
     data = embed(extractor, SEVEN, photos, trained, SMALL, "single", 0, tmp_path / "work", cpu)
     places = [i for i, row in enumerate(plan) if row.source]
     assert set(data.leaf[places].tolist()) == {list(Task).index(Task.LOWLIGHT)}

@@ -21,12 +21,12 @@ from training.build.data import Corpus, Entry, Row, fade, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Trainer, draws, kept_loss, nodes_of
 from training.build.extractor import balanced_rows, report
+from training.config import CorpusConfig, preset
 from training.measure.ablate import subtree
 from training.measure.evaluate import longer_bank
 from training.measure.shapes import SHAPES
 from training.measure.tables import ablation, overhead, shapes
 from unirestorer.checkpoint import Checkpoint, verify
-from unirestorer.config import CorpusConfig, preset
 from unirestorer.extractor import Extractor
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
@@ -210,7 +210,7 @@ def test_routers_of_a_model_are_trained_on(trained: Path, copied: tuple[Path, li
     for key, value in old.tensors("router.safetensors").items():
         torch.testing.assert_close(new.tensors("router.safetensors")[key], value, atol=1e-4, rtol=1e-3)
     assert new.config["training"]["routers"]["init_sha256"] == old.config["files"]["router.safetensors"]
-    run = make_run(parse([*words, "--set", "routers.hidden=16"]))
+    run = make_run(parse([*words, "--set", "routers.shape.hidden=16"]))
     assert run.old_router(run.checkpoint.tree()) is None
 
 
@@ -270,23 +270,23 @@ def test_only_experts_of_the_same_kind_of_photo_are_trained_on(trained: Path, tm
     """A cluster of "mixed" has a number that means a type in "single": it must not start from that type."""
     words = ["all", "--preset", "tiny", "--out", str(tmp_path), "--init", str(trained), "--device", "cpu"]
     starts = {}
-    for setting in ("single", "mixed"):
-        run = make_run(parse([*words, "--setting", setting]))
-        starts[setting] = [run.old_expert(f"{level}-0", level) is not None for level in range(3)]
+    for mode in ("single", "mixed"):
+        run = make_run(parse([*words, "--mode", mode]))
+        starts[mode] = [run.old_expert(f"{level}-0", level) is not None for level in range(3)]
     assert starts == {"single": [True, True, False], "mixed": [True, False, False]}
 
 
-@pytest.mark.parametrize("setting", ["single", pytest.param("mixed", marks=pytest.mark.slow)])
-def test_each_part_is_ablated(trained: Path, tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize("mode", ["single", pytest.param("mixed", marks=pytest.mark.slow)])
+def test_each_part_is_ablated(trained: Path, tmp_path: Path, mode: str) -> None:
     """Every row of every table, on drawn photos, from experts that the rows share."""
-    words = ["ablate", "--preset", "tiny", "--setting", setting, "--out", str(tmp_path), "--workers", "1"]
+    words = ["ablate", "--preset", "tiny", "--mode", mode, "--out", str(tmp_path), "--workers", "1"]
     assert main([*words, "--device", "cpu"]) == 2, "there is no extractor yet"
     words += ["--init", str(trained), "--device", "cpu", "--set", "experts.minutes=0.005,0.005,0.005"]
     assert main(words) == 0
-    measured = json.loads((tmp_path / "metrics.json").read_text())[f"ablation-{setting}"]
+    measured = json.loads((tmp_path / "metrics.json").read_text())[f"ablation-{mode}"]
     rows = {(row["table"], row["row"]): row for row in measured["rows"]}
     text = "\n".join(ablation(measured))
-    if setting == "single":
+    if mode == "single":
         divisions = ("our extractor", "an untrained tower", "known strength")
         assert set(rows) == {("rain in four", name) for name in divisions}
         assert "| known strength |" in text
@@ -362,11 +362,11 @@ def _noise(model: UniRestorer) -> list[torch.nn.Module]:
     return [model.router.gate_leaf.noise, model.router.gate_level.noise]
 
 
-@pytest.mark.parametrize("setting", ["single", "mixed"])
-def test_clean_crops_get_their_share_of_the_extractors_batches(tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize("mode", ["single", "mixed"])
+def test_clean_crops_get_their_share_of_the_extractors_batches(tmp_path: Path, mode: str) -> None:
     photos = find_photos(draw_photos(tmp_path / "photos"), "experts")
     size = CorpusConfig(window_px=32, recipes=2, photos_per_recipe=2, clean=5)
-    corpus = Corpus.build(tmp_path / "corpus", photos, size, setting, seed=0, workers=1)  # type: ignore[arg-type]
+    corpus = Corpus.build(tmp_path / "corpus", photos, size, mode, seed=0, workers=1)  # type: ignore[arg-type]
     groups, share = balanced_rows(corpus, 0.3)
     clean = [bool((corpus.recipe[rows] < 0).all()) for rows in groups]
     assert sum(clean) == 1 and sum(map(len, groups)) == len(corpus)
@@ -401,12 +401,12 @@ def test_a_photo_that_looks_like_another_cluster_trains_that_one_too() -> None:
 
 def test_windows_of_types_that_the_extractor_never_saw_count_as_missed() -> None:
     config = preset("tiny").extractor
-    extractor = Extractor(config, ("a clean photo", "a photo with heavy noise")).eval()
-    extractor.caption_features.copy_(torch.eye(config.dim)[:2])
+    extractor = Extractor(config.shape, ("a clean photo", "a photo with heavy noise")).eval()
+    extractor.caption_features.copy_(torch.eye(config.shape.dim)[:2])
     known, unknown = "a photo with heavy noise", "a photo with thick haze"
     entries = [Entry(("denoise",), known, {}), Entry(("dehaze",), unknown, {})]
     corpus = Corpus(Path(), entries, [Row(recipe, "a.png", 0) for recipe in (-1, 0, 1)], *[np.zeros(3)] * 2)
-    found = report(extractor, corpus, torch.eye(config.dim)[[0, 1, 1]])
+    found = report(extractor, corpus, torch.eye(config.shape.dim)[[0, 1, 1]])
     assert found["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
     assert found["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
 
@@ -449,6 +449,8 @@ def test_every_stage_of_the_paper_preset_takes_two_steps(tmp_path: Path) -> None
     data = draw_photos(tmp_path / "photos")
     words = ["all", "--preset", "paper", "--data", str(data), "--out", str(tmp_path / "out"), "--no-compile"]
     assert main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
-    kinds = {name: shape["kind"] for name, shape in Checkpoint(tmp_path / "out").config["experts"].items()}
+    kinds = {
+        name: shape["kind"] for name, shape in Checkpoint(tmp_path / "out").config["model"]["experts"].items()
+    }
     assert kinds["0-0"] == "restormer" and "retinexformer" in kinds.values()
     assert json.loads((tmp_path / "out" / "work" / "settings.json").read_text())["preset"] == "paper"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import make_tiny_tree
 
-from unirestorer.config import LEAVES_PER_TASK
+from training.config import LEAVES_PER_TASK
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 

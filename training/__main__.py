@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from training import migrate
+from training.build import parts
 from training.build.data import Corpus, Photos, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Origin, Trainer, nodes_of
@@ -27,12 +29,14 @@ from training.build.extractor import corpus_drs, report, train_extractor
 from training.build.map import fit_map
 from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
 from training.build.tree import fit_tree, leaf_of
+from training.config import Config, CorpusConfig, override, preset
 from training.measure import classical, costs, evaluate
 from training.measure.ablate import BANDS, Material, ablate
 from training.measure.shapes import compare
 from unirestorer import checkpoint
 from unirestorer.checkpoint import Checkpoint
-from unirestorer.config import Config, CorpusConfig, override, preset, to_dict
+from unirestorer.config import to_dict
+from unirestorer.degradation.recipe import Band
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
 from unirestorer.routing import Router
@@ -45,7 +49,7 @@ EXAMPLES = """examples:
   python -m training experts --data PHOTOS --out OUT --set experts.minutes=90,20,5 --shard 1/3
   python -m training all --data PHOTOS --out OUT --init single   go on from the shipped model
   python -m training shapes --data PHOTOS --out OUT --set experts.minutes=1,1,1
-  python -m training ablate --setting mixed --data PHOTOS --out OUT --init single --set experts.minutes=2,0.5
+  python -m training ablate --mode mixed --data PHOTOS --out OUT --init single --set experts.minutes=2,0.5
   python -m training evaluate --checkpoint single --data VALIDATION --limit 8
   python -m training classical --checkpoint single --data VALIDATION --limit 8
   python -m training costs --checkpoint single
@@ -74,13 +78,13 @@ class Run:
 
     def corpus_of(self, part: str, size: CorpusConfig, seed: int) -> Corpus:
         folder = self.work / "corpus" / (part if size.band == "in" else f"{part}-{size.band}")
-        return Corpus.build(folder, self.photos(part), size, self.config.tree.setting, seed, self.workers)  # type: ignore[arg-type]
+        return Corpus.build(folder, self.photos(part), size, self.config.tree.mode, seed, self.workers)
 
     @cached_property
     def corpus(self) -> Corpus:
         return self.corpus_of("experts", self.config.corpus, self.config.seed)
 
-    def held_out(self, band: str) -> Corpus:
+    def held_out(self, band: Band) -> Corpus:
         """Windows of photos that nothing is trained on, with strengths "in" or "out" of the trained range."""
         size = self.config.corpus
         small = {key: min(value, getattr(size, key)) for key, value in HELD_OUT.items()}
@@ -125,10 +129,10 @@ class Run:
         """Shape and weights of the expert of `init` that means the same, if there is one: ALL always does,
         types do in "single", and clusters (leaves, and all of "mixed" below ALL) only do in the same tree."""
         tree = self.config.tree
-        types = level < len(tree.levels) - 1 and tree.setting == "single"
+        types = level < len(tree.levels) - 1 and tree.mode == "single"
         if self.init is None or not self.init.has(f"experts/{name}.safetensors"):
             return None
-        if not (level == 0 or (types and self.init.config["setting"] == "single") or self.same_tree):
+        if not (level == 0 or (types and self.init.mode == "single") or self.same_tree):
             return None
         return self.init.shape(name), self.init.expert(name).state_dict()
 
@@ -136,10 +140,8 @@ class Run:
         """Heads and routers of `init` to train on, where they know the tree and have the shape."""
         if self.init is None or not self.same_tree or not self.init.has("router.safetensors"):
             return None
-        wanted, config = self.config.routers, self.init.config["routers"]
-        if (config["hidden"], config["layers"]) != (wanted.hidden, wanted.layers):
-            return None
-        return self.init.router(tree).requires_grad_(True)
+        router = self.init.router(tree)
+        return router.requires_grad_(True) if router.shape == self.config.routers.shape else None
 
     @property
     def same_tree(self) -> bool:
@@ -185,9 +187,9 @@ def extractor_stage(run: Run) -> None:
             f"type {found['type_accuracy']:.1%}, degree {found['degree_accuracy_within_type']:.1%}"
         )
         accuracy[band] = found
-    about = run.about(minutes=config.minutes, held_out=accuracy, **run.origin("extractor.safetensors"))
-    checkpoint.add_extractor(run.out, extractor.cpu(), about)
-    checkpoint.add_to_config(run.out, preset=run.config.preset, setting=run.config.tree.setting)
+    about = run.about(settings=to_dict(config), held_out=accuracy, **run.origin("extractor.safetensors"))
+    parts.add_mode(run.out, run.config.tree.mode)
+    parts.add_extractor(run.out, extractor.cpu(), about)
 
 
 def tree_stage(run: Run) -> None:
@@ -204,7 +206,7 @@ def tree_stage(run: Run) -> None:
         say(note)
     np.save(file := io.BytesIO(), fitted.leaf)
     atomic_write(run.leaf_file, file.getvalue())
-    checkpoint.add_tree(run.out, fitted.tree, run.about(**origin, **fitted.report))
+    parts.add_tree(run.out, fitted.tree, run.about(**origin, **fitted.report))
     say("leaves: " + "; ".join(fitted.tree.names[-1]))
 
 
@@ -223,7 +225,7 @@ def experts_stage(run: Run) -> None:
     trainer = Trainer(
         run.corpus, run.config.experts, run.work, run.config.seed, run.device, compile=run.compile
     )
-    e = run.drs if run.config.tree.setting == "mixed" else None  # in "single" a row's task is its own
+    e = run.drs if run.config.tree.mode == "mixed" else None  # in "single" a row's task is its own
     tree = run.checkpoint.tree()
     wanted = {tree.expert_number(name) for name in run.only or tree.expert_names}
     nodes = [node for number, node in enumerate(nodes_of(tree, run.leaf, run.corpus, e)) if number in wanted]
@@ -251,12 +253,12 @@ def experts_stage(run: Run) -> None:
                 earlier = told.get(node.name, {}).get("steps", 0)
                 record |= {"steps": earlier + progress.step, "init_steps": earlier}
                 record |= run.origin(f"experts/{node.name}.safetensors")
-            checkpoint.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
+            parts.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
     about = run.about(settings=to_dict(run.config.experts))
     if run.only:
-        checkpoint.add_to_config(run.out, training={"experts_on": {**about, "only": run.only}})
+        parts.add_to_config(run.out, training={"experts_on": {**about, "only": run.only}})
     else:
-        checkpoint.add_to_config(run.out, training={"experts": about})
+        parts.add_to_config(run.out, training={"experts": about})
 
 
 def routers_stage(run: Run) -> None:
@@ -297,7 +299,7 @@ def routers_stage(run: Run) -> None:
         f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}"
     )
     about = run.about(settings=to_dict(config), **run.origin("router.safetensors"), **result)
-    checkpoint.add_router(run.out, router, config, about)
+    parts.add_router(run.out, router, about)
 
 
 def embedded(run: Run) -> Embedded:
@@ -309,7 +311,7 @@ def embedded(run: Run) -> Embedded:
         run.photos("routers"),
         run.photos("experts"),
         run.config.routers,
-        run.config.tree.setting,  # type: ignore[arg-type]
+        run.config.tree.mode,
         run.config.seed + 2,
         run.work / "embedded" / key,
         run.device,
@@ -323,7 +325,7 @@ def map_stage(run: Run) -> None:
     map_ = fit_map(
         run.corpus, run.drs, run.leaf, tree, router, embedded(run), run.config.map, run.config.seed
     )
-    checkpoint.add_map(run.out, map_, run.about(points=len(map_.xy)))
+    parts.add_map(run.out, map_, run.about(points=len(map_.xy)))
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -372,7 +374,7 @@ def longer_stage(run: Run) -> None:
     for level in levels[1:]:
         node = replace(every[0], level=level)
         shape, weights, _ = next(trainer.train_together([node], [(shape, weights)]))
-    data = checkpoint.half(trainer.loaded(shape, weights).cpu())
+    data = parts.half(trainer.loaded(shape, weights).cpu())
     atomic_write(run.work / "longer.safetensors", data)
     say(f"ALL of {sum(steps)} steps: {run.work / 'longer.safetensors'}")
 
@@ -411,15 +413,16 @@ def ablate_stage(run: Run) -> None:
     for row in ablate(material):
         found.append(row)
         say(f"{row['table']}, {row['row']}: {row['in']:.2f} dB in, {row['out']:.2f} dB out")
-        key = f"ablation-{run.config.tree.setting}"
+        key = f"ablation-{run.config.tree.mode}"
         evaluate.store(run.out / "metrics.json", key, {"about": about, "rows": found})
 
 
 VERBS = {**STAGES, "shapes": shapes_stage, "longer": longer_stage, "ablate": ablate_stage}
-MEASUREMENTS = {  # of a finished checkpoint: in words, and the module that has the options and does it
+MEASUREMENTS = {  # work on a finished checkpoint: in words, and the module that has the options and does it
     "evaluate": ("measure a checkpoint by the protocol", evaluate),
     "classical": ("compare a checkpoint with classical methods", classical),
     "costs": ("measure what a checkpoint costs: parameters, FLOPs, seconds and memory", costs),
+    "migrate": ("convert a checkpoint of the earlier format", migrate),
 }
 
 
@@ -444,8 +447,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument("--preset", default="small", help="tiny, small or paper")
-        one.add_argument("--setting", default="single", help="single or mixed")
+        one.add_argument("--preset", default="small", help="tiny, small, shipped, grey or paper")
+        one.add_argument("--mode", default="single", help="single or mixed")
         one.add_argument(
             "--data", type=Path, help="folder of training photos; drawn photos when left out with tiny"
         )
@@ -492,7 +495,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def make_run(arguments: argparse.Namespace) -> Run:
     """The run that the command line asks for. Raises ValueError."""
-    config = override(preset(arguments.preset, arguments.setting), arguments.set)
+    config = override(preset(arguments.preset, arguments.mode), arguments.set)
     work = arguments.work or arguments.out / "work"
     data = arguments.data
     if data is None:

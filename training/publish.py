@@ -58,8 +58,8 @@ def model_files(folder: Path) -> list[Path]:
     checkpoint = Checkpoint(folder)
     for name in checkpoint.config.get("files", {}):
         checkpoint.read(name)
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if any(fnmatch.fnmatch(path.as_posix(), p) for p in HUB_FILES))
+    paths = (path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("experts/*")))  # no work/
+    return sorted(path for path in paths if any(fnmatch.fnmatch(path.as_posix(), p) for p in HUB_FILES))
 
 
 def upload(api: Any, name: str, kind: str, root: Path, files: list[Path], private: bool) -> str:  # noqa: ANN401

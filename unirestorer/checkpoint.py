@@ -1,8 +1,7 @@
-"""A model is a folder: config.json, safetensors files and a map. Every file is hashed; nothing is
-pickled.
+"""A model is a folder: config.json, safetensors files and a map. Every file is hashed, nothing is pickled.
 
-Training stages add their parts one by one; readers check each file's hash before they use it and name the
-file that fails.
+Readers check each file's hash before they use it and name the file that fails. config.json says under "model"
+what the model is, and under "training" how it was made, which serving never reads.
 """
 
 from __future__ import annotations
@@ -16,31 +15,42 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from unirestorer.config import ExtractorConfig, NetworkConfig, RoutersConfig, from_dict, to_dict
+from unirestorer.config import (
+    ExtractorShape,
+    NetworkShape,
+    Range,
+    RouterShape,
+    TreeShape,
+    convert,
+    from_dict,
+    network_from_dict,
+)
 from unirestorer.extractor import Extractor
-from unirestorer.files import atomic_write, sha256
+from unirestorer.files import sha256
 from unirestorer.map import DegradationMap
-from unirestorer.networks import MAX_PARAMETERS, Network, build_network
+from unirestorer.networks import Network, build_network
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Task
+from unirestorer.types import Mode, Task
 
-FORMAT = "unirestorer/1"
+FORMAT, OLD_FORMAT = "unirestorer/2", "unirestorer/1"
+MODEL_KEYS = ("mode", "ranges", "extractor", "tree", "experts", "routers")
 MAX_CONFIG_BYTES = 16 * 2**20
+MAX_PARAMETERS = 500_000_000  # of any part: configs come with downloaded checkpoints
 LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
 HUB_FILES = [
-    *("config.json", "*.safetensors", "map.npz", "metrics.json", "README.md", "*.jpg"),
-    "experts/*.safetensors",
+    *("config.json", "extractor.safetensors", "tree.safetensors", "router.safetensors", "map.npz"),
+    *("experts/*.safetensors", "metrics.json", "README.md", "*.jpg", "*.png"),
 ]
 
 
 def shipped() -> list[str]:
     """The names of the checkpoints that this repository came with, "single" first."""
-    found = [path.parent.name for path in LIBRARY_FOLDER.glob("*/config.json")]
-    return sorted(found, key=lambda name: (name != "single", name)) or ["single"]
+    names = [path.parent.name for path in LIBRARY_FOLDER.glob("*/config.json")]
+    return sorted(names, key=lambda name: (name != "single", name)) or ["single"]
 
 
 def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
@@ -91,14 +101,47 @@ class Checkpoint:
             self.config: dict[str, Any] = json.loads(path.read_bytes())
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(f"{path} is damaged: {str(error):.100}") from None
-        if not isinstance(self.config, dict) or self.config.get("format") != FORMAT:
-            found = self.config.get("format") if isinstance(self.config, dict) else type(self.config).__name__
-            raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+        format_ = self.config.get("format") if isinstance(self.config, dict) else type(self.config).__name__
+        if format_ == OLD_FORMAT:
+            raise ValueError(
+                f"{path} is of the earlier format {OLD_FORMAT}: convert it by `python -m training migrate "
+                f"{self.folder}`"
+            )
+        if format_ != FORMAT:
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {format_!r:.60}")
+        for key in self._object("model"):
+            if key not in MODEL_KEYS:
+                raise ValueError(
+                    f"{path}: model: unknown key {key!r:.60}; known keys are {', '.join(MODEL_KEYS)}"
+                )
+
+    @property
+    def mode(self) -> Mode:
+        """What the model is for: photos with one degradation, or with several at once."""
+        return convert(Mode, self._object("model").get("mode"), self._place("model.mode"))
+
+    @property
+    def ranges(self) -> dict[Task, Range]:
+        """Strengths of each degradation that the model knows, trained and beyond, in the order of `Task`."""
+        ranges = {}
+        for name, bands in self._object("model", "ranges").items():
+            place = self._place(f"model.ranges.{name:.60}")
+            if name not in list(Task):
+                raise ValueError(f"{place}: unknown task; known tasks are {', '.join(Task)}")
+            if not isinstance(bands, dict) or set(bands) != {"in", "out"}:
+                raise ValueError(f"{place}: expected the keys 'in' and 'out', got {bands!r:.60}")
+            ranges[name] = from_dict(Range, {"trained": bands["in"], "beyond": bands["out"]}, place)
+        return {task: ranges[task] for task in Task if task in ranges}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the model knows."""
+        return tuple(self.ranges)
 
     def read(self, name: str) -> bytes:
         """A part's bytes, read at once and checked. Raises ValueError that names the file."""
         path = self.folder / name
-        expected = self._section("files").get(name)
+        expected = self._object("files").get(name)
         if expected is None:
             raise ValueError(
                 f"{self.folder}: config.json lists no {name}; the training stage that makes it has not run"
@@ -122,56 +165,51 @@ class Checkpoint:
         return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
     def has(self, name: str) -> bool:
-        return name in self._section("files")
+        return name in self._object("files")
 
     def tree(self) -> DegradationTree:
         """The degradation tree."""
-        section = self._section("tree")
+        shape = from_dict(TreeShape, self._object("model", "tree"), self._place("model.tree"))
         tensors = self.tensors("tree.safetensors")
         try:
-            levels = len(section["names"])
+            levels = len(shape.names)
             tree = DegradationTree(
                 tuple(tensors[f"centers.{i}"] for i in range(levels)),
                 tuple(tensors[f"parents.{i}"] for i in range(levels)),
-                tuple({_tasks(key): int(n) for key, n in sets.items()} for sets in section["task_sets"]),
-                tuple(tuple(map(str, names)) for names in section["names"]),
+                tuple({_tasks(key): n for key, n in sets.items()} for sets in shape.task_sets),
+                shape.names,
             )
             if f"centers.{levels}" in tensors:
                 raise ValueError("more levels than names")
             tree.check()
             return tree
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self.folder}/config.json: the tree is damaged ({error})") from None
+        except (KeyError, ValueError) as error:
+            raise ValueError(self._place(f"the tree is damaged ({error})")) from None
 
     def extractor(self) -> Extractor:
         """D with its weights, in evaluation mode."""
-        section = dict(self._section("extractor"))
-        captions = section.pop("captions", [])
-        config = from_dict(ExtractorConfig, section, "extractor")
-        if not isinstance(captions, list):
-            raise ValueError(f"{self.folder}/config.json: extractor.captions should be a list")
-        config.check()
-        extractor = self._affordable(lambda: Extractor(config, tuple(map(str, captions))), "extractor")
-        return self._filled(extractor, "extractor.safetensors")
+        section, place = dict(self._object("model", "extractor")), self._place("model.extractor")
+        captions = convert(tuple[str, ...], section.pop("captions", None), f"{place}.captions")
+        shape = from_dict(ExtractorShape, section, place)
+        return self._filled(lambda: Extractor(shape, captions), "extractor.safetensors")
 
     def router(self, tree: DegradationTree) -> Router:
         """Heads and routers with their weights, in evaluation mode."""
-        config = from_dict(RoutersConfig, self._section("routers"), "routers")
-        config.check()
+        shape = from_dict(RouterShape, self._object("model", "routers"), self._place("model.routers"))
         dim, table = tree.centers[-1].shape[1], tree.expert_table
-        router = self._affordable(lambda: Router(dim, table, config), "routers")
-        return self._filled(router, "router.safetensors")
+        return self._filled(lambda: Router(dim, table, shape), "router.safetensors")
 
     def expert(self, name: str) -> Network:
         """The network of expert "level-index" with its weights, in evaluation mode."""
-        return self._filled(build_network(self.shape(name)), f"experts/{name}.safetensors")
+        shape = self.shape(name)
+        return self._filled(lambda: build_network(shape), f"experts/{name}.safetensors")
 
-    def shape(self, name: str) -> NetworkConfig:
+    def shape(self, name: str) -> NetworkShape:
         """The shape of expert "level-index"."""
-        shapes = self._section("experts")
+        shapes = self._object("model", "experts")
         if name not in shapes:
             raise ValueError(f"{self.folder} has no expert {name}: it has {', '.join(shapes) or 'none'}")
-        return from_dict(NetworkConfig, shapes[name], f"experts.{name}")
+        return network_from_dict(shapes[name], self._place(f"model.experts.{name}"))
 
     def map(self) -> DegradationMap:
         """The map of training DRs."""
@@ -181,36 +219,33 @@ class Checkpoint:
         except ValueError as error:
             raise ValueError(f"{self.folder / 'map.npz'}: {error}") from None
 
-    def metrics(self) -> dict[str, Any]:
-        """What `python -m training evaluate` measured; empty before that.
+    def _place(self, words: str) -> str:
+        return f"{self.folder}/config.json: {words}"
 
-        Not hashed: it is added to later.
-        """
-        path = self.folder / "metrics.json"
-        try:
-            return json.loads(path.read_text()) if path.is_file() else {}
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {str(error):.100}") from None
+    def _object(self, *path: str) -> dict[str, Any]:
+        """The object at `path` in config.json. Raises ValueError where there is none."""
+        value: Any = self.config
+        for number, key in enumerate(path, 1):
+            if key not in value:
+                raise ValueError(
+                    self._place(f"{'.'.join(path)} is missing; the training stage that makes it has not run")
+                )
+            value = value[key]
+            if not isinstance(value, dict):
+                raise ValueError(self._place(f"{'.'.join(path[:number])} should be an object"))
+        return value
 
-    def _section(self, name: str) -> dict[str, Any]:
-        section = self.config.get(name, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"{self.folder}/config.json: {name} should be an object")
-        return section
-
-    def _affordable(self, build: Callable[[], nn.Module], section: str) -> nn.Module:
-        """`build()`, once its size is known to be sensible: a config may come from a stranger."""
+    def _filled(self, build: Callable[[], nn.Module], name: str) -> Any:  # noqa: ANN401 - what is built
+        """`build()` with the weights of the part `name`, once its size is known to be sensible."""
         with torch.device("meta"):  # shapes without memory
             module = build()
             count = sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
         if count > MAX_PARAMETERS:
             raise ValueError(
-                f"{self.folder}/config.json: the {section} would have {count / 1e6:.0f} million parameters, "
-                f"at most {MAX_PARAMETERS / 1e6:.0f} million are allowed"
+                f"{self.folder}/config.json: {name} would have {count / 1e6:.0f} million parameters, at most "
+                f"{MAX_PARAMETERS / 1e6:.0f} million are allowed"
             )
-        return build()
-
-    def _filled(self, module: nn.Module, name: str) -> Any:  # noqa: ANN401 - the module's own type
+        module = build()
         try:
             module.load_state_dict(self.tensors(name), strict=True)
         except RuntimeError as error:
@@ -222,74 +257,6 @@ class Checkpoint:
 
 def _tasks(key: str) -> frozenset[Task]:
     return frozenset(Task(name) for name in key.split("+") if name)
-
-
-def add_part(folder: Path, name: str, data: bytes, **sections: Any) -> None:  # noqa: ANN401 - JSON data
-    """Write one file of a checkpoint and record its hash and config sections; starts the checkpoint where
-    there is none.
-
-    Every write is atomic; between the two the file's hash does not match, and a reader says so.
-    """
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / name, data)
-    add_to_config(folder, files={name: sha256(data)}, **sections)
-
-
-def add_to_config(folder: Path, **sections: Any) -> None:  # noqa: ANN401 - JSON data
-    """Set sections of config.json; a dict is merged, two levels deep, with what stands there."""
-    exists = (folder / "config.json").is_file()
-    config: dict[str, Any] = Checkpoint(folder).config if exists else {"format": FORMAT}
-    for key, value in sections.items():
-        if isinstance(value, dict):
-            old = config.get(key, {})
-            value = {**old, **{name: _merged(old.get(name), entry) for name, entry in value.items()}}
-        config[key] = value
-    text = json.dumps(config, indent=1)
-    atomic_write(folder / "config.json", text.encode())
-
-
-def _merged(old: Any, new: Any) -> Any:  # noqa: ANN401 - JSON data
-    return {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
-
-
-def half(module: nn.Module) -> bytes:
-    """A module's weights as safetensors bytes, floating ones in half precision."""
-    state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
-    return save({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()})
-
-
-def add_extractor(folder: Path, extractor: Extractor, training: dict[str, Any]) -> None:
-    section = {**to_dict(extractor.config), "captions": list(extractor.captions)}
-    add_part(
-        folder, "extractor.safetensors", half(extractor), extractor=section, training={"extractor": training}
-    )
-
-
-def add_tree(folder: Path, tree: DegradationTree, training: dict[str, Any]) -> None:
-    tensors = {f"centers.{i}": c.float().contiguous() for i, c in enumerate(tree.centers)}
-    tensors |= {f"parents.{i}": p.contiguous() for i, p in enumerate(tree.parents)}
-    sets = [{"+".join(sorted(tasks)): n for tasks, n in leaf.items()} for leaf in tree.task_sets]
-    section = {"names": [list(names) for names in tree.names], "task_sets": sets}
-    add_part(folder, "tree.safetensors", save(tensors), tree=section, training={"tree": training})
-
-
-def add_expert(
-    folder: Path, name: str, shape: NetworkConfig, network: nn.Module, training: dict[str, Any]
-) -> None:
-    file = f"experts/{name}.safetensors"
-    add_part(
-        folder, file, half(network), experts={name: to_dict(shape)}, training={"experts": {name: training}}
-    )
-
-
-def add_router(folder: Path, router: Router, config: RoutersConfig, training: dict[str, Any]) -> None:
-    add_part(
-        folder, "router.safetensors", half(router), routers=to_dict(config), training={"routers": training}
-    )
-
-
-def add_map(folder: Path, map_: DegradationMap, training: dict[str, Any]) -> None:
-    add_part(folder, "map.npz", map_.to_bytes(), training={"map": training})
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -178,8 +178,6 @@ def exit_code(failures: list[str], total: int) -> int:
 # Words and numbers
 
 
-
-
 def make_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe in `--recipe`, or the one that the strengths describe. Raises ValueError."""
     from unirestorer.degradation import Recipe, compose

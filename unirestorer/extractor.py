@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import ExtractorConfig
+from unirestorer.config import ExtractorShape
 from unirestorer.imaging import views
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -57,23 +57,23 @@ class FineScale(nn.Module):
 class ResNetTower(nn.Module):
     """open_clip's modified ResNet behind `FineScale`: views (N, 3, 224, 224) in [0, 1] -> (N, D)."""
 
-    def __init__(self, config: ExtractorConfig) -> None:
+    def __init__(self, shape: ExtractorShape) -> None:
         super().__init__()
         from open_clip.modified_resnet import ModifiedResNet  # heavy import, needed here only
 
         self.fine = FineScale()
-        half_px, stem = config.view_px // 2, config.width // 2  # `FineScale` halves the sides
+        half_px, stem = shape.view_px // 2, shape.width // 2  # `FineScale` halves the sides
         self.tower = ModifiedResNet(
-            list(config.layers),
-            config.dim,
-            heads=max(1, config.width // 2),
+            list(shape.layers),
+            shape.dim,
+            heads=max(1, shape.width // 2),
             image_size=half_px,
-            width=config.width,
+            width=shape.width,
         )
         self.tower.conv1 = nn.Sequential(  # pyright: ignore[reportAttributeAccessIssue]
-            nn.Conv2d(FineScale.channels, config.width, 3, padding=1),
+            nn.Conv2d(FineScale.channels, shape.width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(config.width, stem, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(shape.width, stem, 3, stride=2, padding=1, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,26 +81,26 @@ class ResNetTower(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """The image tower of a published open_clip model, `config.tower`: views (N, 3, 224, 224) in [0, 1] -> (N,
+    """The image tower of a published open_clip model, `shape.tower`: views (N, 3, 224, 224) in [0, 1] -> (N,
     D).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ExtractorConfig, tower: nn.Module | None = None) -> None:
+    def __init__(self, shape: ExtractorShape, tower: nn.Module | None = None) -> None:
         super().__init__()
         if tower is None:
             import open_clip  # heavy import, needed here only
 
-            if config.tower not in open_clip.list_models():
-                raise ValueError(f"unknown tower {config.tower!r}: expected resnet or an open_clip name")
-            vision = (open_clip.get_model_config(config.tower) or {}).get("vision_cfg", {})
+            if shape.tower not in open_clip.list_models():
+                raise ValueError(f"unknown tower {shape.tower!r}: expected resnet or an open_clip name")
+            vision = (open_clip.get_model_config(shape.tower) or {}).get("vision_cfg", {})
             layers, width = vision.get("layers"), vision.get("width", 768)
             if not isinstance(layers, int) or 12 * layers * width**2 > MAX_TOWER_PARAMETERS:
-                raise ValueError(f"the tower {config.tower!r} is none that is used here: name a ViT up to L")
+                raise ValueError(f"the tower {shape.tower!r} is none that is used here: name a ViT up to L")
             where = torch.get_default_device()  # "meta" where a checkpoint's size is looked at first
-            tower = cast(nn.Module, open_clip.create_model(config.tower, device=where).visual)
+            tower = cast(nn.Module, open_clip.create_model(shape.tower, device=where).visual)
         self.tower = tower
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
@@ -119,13 +119,13 @@ class Extractor(nn.Module):
     logit_scale: Tensor
 
     def __init__(
-        self, config: ExtractorConfig, captions: tuple[str, ...], tower: nn.Module | None = None
+        self, shape: ExtractorShape, captions: tuple[str, ...], tower: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.config = config
+        self.shape = shape
         self.captions = captions
-        self.tower = tower or (ResNetTower(config) if config.tower == "resnet" else ClipTower(config))
-        self.register_buffer("caption_features", torch.zeros(len(captions), config.dim))
+        self.tower = tower or (ResNetTower(shape) if shape.tower == "resnet" else ClipTower(shape))
+        self.register_buffer("caption_features", torch.zeros(len(captions), shape.dim))
         self.register_buffer("logit_scale", torch.tensor(1.0))
 
     def embed(self, crops: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Extractor(nn.Module):
 
         The photos may lie elsewhere than the weights: only the views are moved.
         """
-        crops = views(x, self.config.view_px)  # (B, V, 3, 224, 224)
+        crops = views(x, self.shape.view_px)  # (B, V, 3, 224, 224)
         parts = crops.flatten(0, 1).split(VIEWS_PER_PASS[self.caption_features.device.type])
         features = [self.embed(part.to(self.caption_features.device)) for part in parts]
         return F.normalize(torch.cat(features).unflatten(0, crops.shape[:2]).mean(1), dim=-1)

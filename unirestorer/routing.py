@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import RoutersConfig
+from unirestorer.config import RouterShape
 from unirestorer.types import Estimate, Route
 
 LOG_VARIANCE_LIMITS = (-6.0, 6.0)
 
 
-def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float = 0.0) -> nn.Sequential:
-    """`layers` linear layers, LayerNorm and GELU between them (section D), dropout before each but the last.
+def mlp(width_in: int, hidden: int, width_out: int, layers: int) -> nn.Sequential:
+    """`layers` linear layers, LayerNorm and GELU between them (section D).
 
-    No BatchNorm: a photo's route must not depend on its batch.
+    Dropout, before each but the last, leaves nothing out until training says so. No BatchNorm: a photo's
+    route must not depend on its batch.
     """
     widths = [width_in, *[hidden] * (layers - 1)]
     parts: list[nn.Module] = []
     for width in widths[:-1]:
-        parts += [nn.Dropout(dropout), nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU()]
+        parts += [nn.Dropout(0.0), nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU()]
     return nn.Sequential(*parts, nn.Linear(widths[-1], width_out))
 
 
@@ -54,11 +55,11 @@ class Router(nn.Module):
     std: Tensor
     expert_table: Tensor
 
-    def __init__(self, dim: int, expert_table: Tensor, config: RoutersConfig) -> None:
+    def __init__(self, dim: int, expert_table: Tensor, shape: RouterShape) -> None:
         super().__init__()
-        leaves, levels = expert_table.shape
-        self.head_deg = mlp(dim, config.hidden, dim, config.layers, config.dropout)  # H_d
-        self.head_gran = mlp(dim, config.hidden, dim, config.layers, config.dropout)  # H_g
+        self.shape, (leaves, levels) = shape, expert_table.shape
+        self.head_deg = mlp(dim, shape.hidden, dim, shape.layers)  # H_d
+        self.head_gran = mlp(dim, shape.hidden, dim, shape.layers)  # H_g
         self.gate_leaf = NoisyGate(dim, leaves)  # G_d
         self.gate_level = NoisyGate(dim, levels)  # G_g
         self.register_buffer("mean", torch.zeros(dim))

@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.build.split import LAYERS, layer_part_of, part_of
-from unirestorer.config import CorpusConfig
+from training.config import CorpusConfig
 from unirestorer.degradation import MapFolder, Recipe, draw_recipe
-from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, Band, child_generator
+from unirestorer.degradation.recipe import CLEAN_CAPTION, REAL_RAIN, child_generator
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, image_files, load_image, mirrored, to_uint8
 from unirestorer.types import Mode, Task
@@ -266,7 +266,6 @@ def draw_plan(photos: Photos, config: CorpusConfig, mode: Mode, seed: int) -> tu
     clean photos.
     """
     random = np.random.default_rng((seed, 1))
-    band: Band = "out" if config.band == "out" else "in"
     entries: list[Entry] = []
     rows: list[Row] = []
 
@@ -280,9 +279,9 @@ def draw_plan(photos: Photos, config: CorpusConfig, mode: Mode, seed: int) -> tu
     for number, task in enumerate(tasks):
         for index in range(config.recipes):
             drawn_seed = seed * 1_000_003 + number * 100_003 + index
-            real_rain = bool(photos.rain) and band == "in"
-            add(draw_recipe(drawn_seed, mode=mode, task=task, band=band, real_rain=real_rain))
-    if mode == "single" and band == "in":
+            real_rain = bool(photos.rain) and config.band == "in"
+            add(draw_recipe(drawn_seed, mode=mode, task=task, band=config.band, real_rain=real_rain))
+    if mode == "single" and config.band == "in":
         for clean, degraded, task in photos.pairs:
             entries.append(Entry((task.value,), PAIR_CAPTIONS[task], None))
             rows += [

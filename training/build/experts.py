@@ -18,13 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 from training.build.data import Corpus, draw_fade, fade
 from training.build.loop import Budget, Progress, half_precision, train
 from training.build.side_by_side import CHUNK, Lane, train_together
-from unirestorer.config import ExpertsConfig, NetworkConfig
+from training.config import ExpertsConfig
+from unirestorer.config import NAFNetShape, NetworkShape
 from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
-Origin = tuple[NetworkConfig, dict[str, Tensor]]  # where an expert starts: a shape and its weights
-Trained = tuple[NetworkConfig, dict[str, Tensor], Progress]
+Origin = tuple[NetworkShape, dict[str, Tensor]]  # where an expert starts: a shape and its weights
+Trained = tuple[NetworkShape, dict[str, Tensor], Progress]
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,20 @@ def nodes_of(tree: DegradationTree, leaf: np.ndarray, corpus: Corpus, e: Tensor 
     return nodes
 
 
-def network_for(node: Node, config: ExpertsConfig) -> NetworkConfig:
+def network_for(node: Node, config: ExpertsConfig) -> NetworkShape:
     """The node's shape: by its name, else by its task, else the common one."""
     by_task = config.by_node.get(node.task.value) if node.task else None
     return config.by_node.get(node.name) or by_task or config.network
 
 
-def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
-    """Whether weights of one shape fit the other: the window is of no account in training."""
-    return replace(one, window_px=other.window_px) == other
+def same_weights(one: NetworkShape, other: NetworkShape) -> bool:
+    """Whether weights of one shape fit the other."""
+    return without_window(one) == without_window(other)
+
+
+def without_window(shape: NetworkShape) -> NetworkShape:
+    """The same for all shapes that differ in their window, which is of no account in training."""
+    return replace(shape, window_px=1) if isinstance(shape, NAFNetShape) else shape
 
 
 def pixel_loss(network: Callable[[Tensor], Tensor], lq: Tensor, hq: Tensor) -> Tensor:
@@ -142,14 +148,12 @@ class Trainer:
         self.corpus, self.config, self.work, self.seed, self.device = corpus, config, work, seed, device
         self.compile = compile
         self.clean = np.flatnonzero(corpus.recipe < 0)
-        self.ready: dict[NetworkConfig, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
-        self.by_weights: dict[NetworkConfig, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
+        self.ready: dict[NetworkShape, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
+        self.by_weights: dict[NetworkShape, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
         if device.type == "cuda":
             corpus.to(device)
 
-    def network(
-        self, shape: NetworkConfig
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]:
+    def network(self, shape: NetworkShape) -> tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]:
         """The module of a shape, its (compiled) forward pass, and its initial weights."""
         if shape not in self.ready:
             torch.manual_seed(self.seed)
@@ -159,7 +163,7 @@ class Trainer:
             self.ready[shape] = (module, forward, start)
         return self.ready[shape]
 
-    def loaded(self, shape: NetworkConfig, weights: dict[str, Tensor]) -> nn.Module:
+    def loaded(self, shape: NetworkShape, weights: dict[str, Tensor]) -> nn.Module:
         """A module of its own with these weights, for use."""
         network = build_network(shape)
         network.load_state_dict(weights)
@@ -204,9 +208,9 @@ class Trainer:
         for shape, lane in zip(shapes, lanes, strict=True):
             yield shape, _copy(lane.module), lane.progress
 
-    def functional(self, shape: NetworkConfig) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    def functional(self, shape: NetworkShape) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
         """The forward pass of a shape for any weights, compiled once for all of its experts."""
-        shape = replace(shape, window_px=self.config.network.window_px)
+        shape = without_window(shape)
         if shape not in self.by_weights:
             template = self.network(shape)[0]
 
@@ -216,7 +220,7 @@ class Trainer:
             self.by_weights[shape] = torch.compile(forward) if self.compile else forward
         return self.by_weights[shape]
 
-    def _earlier(self, shape: NetworkConfig, origin: Origin | None) -> Callable[[Tensor], Tensor] | None:
+    def _earlier(self, shape: NetworkShape, origin: Origin | None) -> Callable[[Tensor], Tensor] | None:
         """The expert that `experts.keep` stays with: the origin, where it has the shape."""
         if not self.config.keep or origin is None or not same_weights(origin[0], shape):
             return None
@@ -243,7 +247,7 @@ class Trainer:
 
     def _plan(
         self, node: Node, origin: Origin | None
-    ) -> tuple[NetworkConfig, Budget, Callable[[int], np.ndarray], Path]:
+    ) -> tuple[NetworkShape, Budget, Callable[[int], np.ndarray], Path]:
         """Shape, budget, windows and state's file of a node."""
         if len(node.rows) == 0:
             raise ValueError(f"expert {node.name} has no training samples: lower tree.levels or add photos")

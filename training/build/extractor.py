@@ -5,7 +5,6 @@ a positive.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from training.build.data import Corpus, draw_fade, fade
 from training.build.loop import Budget, half_precision, train
-from unirestorer.config import ExtractorConfig
+from training.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.extractor import ClipTower, Extractor, ResNetTower
 from unirestorer.imaging import from_uint8
@@ -37,22 +36,22 @@ class Contrast(nn.Module):
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
-        if config.tower == "resnet":
+        if config.shape.tower == "resnet":
             vision = open_clip.CLIPVisionCfg(
-                layers=config.layers,  # pyright: ignore[reportArgumentType]
-                width=config.width,
-                image_size=config.view_px,
+                layers=config.shape.layers,  # pyright: ignore[reportArgumentType]
+                width=config.shape.width,
+                image_size=config.shape.view_px,
             )
-            clip = open_clip.CLIP(config.dim, vision, TEXT_TOWER)
-            self.image = ResNetTower(config)
+            clip = open_clip.CLIP(config.shape.dim, vision, TEXT_TOWER)
+            self.image = ResNetTower(config.shape)
             self.context = TEXT_TOWER.context_length
         else:
             clip = load_published(config)
-            self.image = ClipTower(config, clip.visual)
+            self.image = ClipTower(config.shape, clip.visual)
             self.context = clip.context_length
         del clip.visual
         self.text = clip
-        self.text.requires_grad_(config.tower == "resnet")  # published text towers stay as they are
+        self.text.requires_grad_(config.shape.tower == "resnet")  # published text towers stay as they are
         self.text.logit_scale.requires_grad_(True)
 
     def text_features(self, tokens: Tensor) -> Tensor:
@@ -69,16 +68,16 @@ class Contrast(nn.Module):
 
 
 def load_published(config: ExtractorConfig) -> Any:  # noqa: ANN401 - open_clip's own model class
-    """The open_clip model `config.tower` with its `config.pretrained` weights (random weights where that is
-    empty).
+    """The open_clip model that `config` names, with random weights where it names none.
 
     Raises ValueError when the weights cannot be fetched.
     """
+    tower = config.shape.tower
     try:
-        return open_clip.create_model(config.tower, pretrained=config.pretrained or None)
+        return open_clip.create_model(tower, pretrained=config.pretrained or None)
     except Exception as error:  # the hub client raises many kinds
         raise ValueError(
-            f"cannot load {config.tower}, weights {config.pretrained!r} ({str(error):.100}): connect to the "
+            f"cannot load {tower}, weights {config.pretrained!r} ({str(error):.100}): connect to the "
             "internet once, or train from random weights with --set extractor.pretrained="
         ) from None
 
@@ -171,7 +170,7 @@ def train_extractor(
         random = np.random.default_rng((seed, 7, step))
         picked = [groups[g] for g in random.choice(len(groups), size=config.batch, p=share)]
         rows = np.array([group[random.integers(len(group))] for group in picked])
-        crops, _ = corpus.batch(rows, config.view_px, random)
+        crops, _ = corpus.batch(rows, config.shape.view_px, random)
         crops = crops.to(device)
         caption = torch.from_numpy(label[rows]).to(device)
         used = torch.arange(len(captions), device=device)
@@ -194,7 +193,7 @@ def train_extractor(
     budget = Budget(config.steps, config.minutes, config.lr, config.weight_decay, warmup=0.05)
     train("extractor", model, loss_at, budget, state, writer)
     writer.close()
-    extractor = Extractor(replace(config, pretrained=""), captions, model.image)
+    extractor = Extractor(config.shape, captions, model.image)
     with torch.no_grad():
         extractor.caption_features.copy_(model.text_features(tokens))
         extractor.logit_scale.copy_(model.scale)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.build.data import Corpus
 from training.build.routers import Embedded
-from unirestorer.config import MapConfig
+from training.config import MapConfig
 from unirestorer.degradation import Recipe, degree_words
 from unirestorer.map import DegradationMap
 from unirestorer.routing import Router

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from training.build.data import Photos, at_least, draw_fade, fade
 from training.build.losses import expected_l1, load_loss, uncertainty_loss
-from unirestorer.config import RoutersConfig
+from training.config import RoutersConfig
 from unirestorer.degradation import Recipe, draw_recipe
 from unirestorer.degradation.recipe import child_generator
 from unirestorer.extractor import Extractor
@@ -178,7 +178,7 @@ def _embed_one(
     if not row.whole:
         sides = [
             max(
-                extractor.config.view_px,
+                extractor.shape.view_px,
                 px,
                 round(side * float(LEAST_PART + (1 - LEAST_PART) * torch.rand((), generator=place))),
             )
@@ -262,7 +262,7 @@ def new_router(tree: DegradationTree, e: Tensor, config: RoutersConfig, seed: in
     rule.
     """
     torch.manual_seed(seed)
-    router = Router(e.shape[1], tree.expert_table, config)
+    router = Router(e.shape[1], tree.expert_table, config.shape)
     router.mean.copy_(e.mean(0))
     router.std.copy_(e.std(0).clamp(min=1e-4))
     u = router.standardised(tree.centers[-1])  # (leaves, D)
@@ -303,6 +303,9 @@ def train_routers(
     check = torch.nonzero((leaf >= 0) & held)[:, 0]
     table_held = held[rows]
     table_learn, table_check = torch.nonzero(~table_held)[:, 0], torch.nonzero(table_held)[:, 0]
+    for part in router.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = config.dropout
     optimizer = torch.optim.AdamW(router.parameters(), lr=config.lr, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(seed)
 

@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from training.build.data import Corpus, Entry
-from unirestorer.config import LEAVES_PER_TASK, TreeConfig
+from training.config import LEAVES_PER_TASK, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.tree import DegradationTree
 from unirestorer.types import TASK_NOUNS, Task
@@ -48,26 +48,22 @@ def recipe_means(e: Tensor, recipe: np.ndarray, count: int) -> np.ndarray:
 def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> FittedTree:
     """Cluster the corpus' recipes by their rows' DRs e (N, D).
 
-    Raises ValueError for a topology that the setting or the number of recipes does not allow.
+    Raises ValueError for a topology that the mode or the number of recipes does not allow.
     """
     means = recipe_means(e, corpus.recipe, len(corpus.entries))  # (recipes, D)
     rows = np.bincount(corpus.recipe[corpus.recipe >= 0], minlength=len(means))
-    if list(config.levels) != sorted(set(config.levels)) or config.levels[0] < 1:
-        raise ValueError(
-            f"tree.levels must grow from coarse to fine, for example 1,7,19; got {config.levels}"
-        )
     if config.levels[-1] > len(means):
         raise ValueError(f"{config.levels[-1]} leaves need as many recipes, the corpus has {len(means)}")
-    if config.setting == "single":
+    if config.mode == "single":
         leaf = _cluster_within_tasks(corpus, means, rows, config, seed)
     else:
         leaf = cluster(means, rows, config.levels[-1], seed)
-    leaf, merged = merge_small(leaf, means, rows, config.minimum_samples, _tasks_of(corpus, config.setting))
+    leaf, merged = merge_small(leaf, means, rows, config.minimum_samples, _tasks_of(corpus, config.mode))
     centers = [centers_of(means, rows, leaf)]
     parents: list[np.ndarray] = []
     for size in reversed(config.levels[:-1]):  # coarser: K-means on the finer centres
         below = centers[0]
-        if config.setting == "single" and size == len(Task):
+        if config.mode == "single" and size == len(Task):
             order = [task.value for task in Task]
             up = np.array(
                 [
@@ -87,7 +83,7 @@ def fit_tree(corpus: Corpus, e: Tensor, config: TreeConfig, seed: int) -> Fitted
         tuple(torch.from_numpy(c).float() for c in centers),
         tuple(torch.from_numpy(p).long() for p in parents),
         sets,
-        _names(corpus, leaf, parents, config.setting, sets),
+        _names(corpus, leaf, parents, config.mode, sets),
     )
     return FittedTree(tree, leaf, {"merged_leaves": merged, **_report(corpus, e, means, rows, leaf, seed)})
 

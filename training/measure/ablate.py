@@ -23,8 +23,9 @@ from training.build.extractor import corpus_drs
 from training.build.losses import expected_l1, straight_through_l1
 from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
 from training.build.tree import centers_of, cluster, fit_tree, recipe_means
-from unirestorer.config import Config, ExpertsConfig, TreeConfig
+from training.config import Config, ExpertsConfig, TreeConfig
 from unirestorer.degradation import Recipe
+from unirestorer.degradation.recipe import Band
 from unirestorer.extractor import Extractor
 from unirestorer.imaging import from_uint8
 from unirestorer.metrics import psnr
@@ -34,7 +35,7 @@ from unirestorer.types import Route, Task
 
 FULL = (1, 2, 4, 8, 16)  # clusters per level of the tree that all rows of "mixed" share
 SHIPPED = (1, 4, 8)
-BANDS = ("in", "out")
+BANDS: tuple[Band, ...] = ("in", "out")
 ROWS, PX = 160, 128  # crops per band that are scored, and their side
 CLUSTERS = 4  # of rain
 BETAS = (0.01, 0.05, 0.2, 1.0)
@@ -87,7 +88,7 @@ def ablate(material: Material) -> Iterator[Row]:
     """Rows of {"table", "row", "in", "out", "input in", "input out"} in dB, with loads of the levels where
     there is a router.
     """
-    table = mixed_rows if material.config.tree.setting == "mixed" else rain_rows
+    table = mixed_rows if material.config.tree.mode == "mixed" else rain_rows
     yield from table(material)
 
 
@@ -302,7 +303,7 @@ def rain_rows(material: Material) -> Iterator[Row]:
     strength = strengths(corpus)
     pool = np.flatnonzero((corpus.task == rain) & ~np.isnan(strength))
     torch.manual_seed(material.config.seed)
-    untrained = Extractor(material.extractor.config, material.extractor.captions).eval()
+    untrained = Extractor(material.extractor.shape, material.extractor.captions).eval()
     edges = np.quantile(strength[pool], np.arange(1, CLUSTERS) / CLUSTERS)
     divisions = [
         by_dr("our extractor", material, material.extractor, pool, material.e),

@@ -27,12 +27,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from training.build.parts import add_part, add_router, add_to_config, add_tree
 from training.measure.evaluate import store
 from training.measure.machine import describe_machine
 from unirestorer.batch import write_text
-from unirestorer.checkpoint import Checkpoint, add_part, add_router, add_to_config, add_tree, find_checkpoint
+from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.cli import tile, whole
-from unirestorer.config import RoutersConfig, from_dict, to_dict
+from unirestorer.config import RouterShape, from_dict, to_dict
 from unirestorer.experts import DEFAULT_TILE_PX
 from unirestorer.files import sha256
 from unirestorer.imaging import load_image, save_image
@@ -298,21 +299,22 @@ def grow(source: Checkpoint, folder: Path, count: int) -> None:
         folder,
         "extractor.safetensors",
         source.read("extractor.safetensors"),
-        extractor=source.config["extractor"],
+        {key: source.config["model"][key] for key in ("mode", "ranges", "extractor")},
+        {},
     )
     add_tree(folder, grown, {})
-    config = from_dict(RoutersConfig, source.config["routers"], "routers")
+    heads = from_dict(RouterShape, source.config["model"]["routers"], "routers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        add_router(folder, Router(grown.centers[-1].shape[1], grown.expert_table, config).eval(), config, {})
+        add_router(folder, Router(grown.centers[-1].shape[1], grown.expert_table, heads).eval(), {})
     name = tree.expert_names[-1]
     data, shape = source.read(f"experts/{name}.safetensors"), to_dict(source.shape(name))
     files = [f"experts/{new}.safetensors" for new in grown.expert_names]
-    add_part(folder, files[0], data)
+    add_part(folder, files[0], data, {}, {})
     for file in files[1:]:
         os.link(folder / files[0], folder / file)
     add_to_config(
-        folder, files=dict.fromkeys(files, sha256(data)), experts=dict.fromkeys(grown.expert_names, shape)
+        folder, dict.fromkeys(files, sha256(data)), {"experts": dict.fromkeys(grown.expert_names, shape)}
     )
 
 

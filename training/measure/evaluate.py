@@ -33,7 +33,6 @@ from unirestorer.experts import ExpertBank
 from unirestorer.files import atomic_write
 from unirestorer.imaging import from_uint8, to_uint8
 from unirestorer.metrics import psnr, ssim
-from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Route, Task
 
@@ -489,12 +488,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def longer_bank(checkpoint: Checkpoint, file: Path, device: torch.device) -> ExpertBank:
     """ALL's network with the weights in `file`. Raises ValueError when they are not those of that network."""
-    network = build_network(checkpoint.shape("0-0"))
+    network = checkpoint.expert("0-0")
     try:
         network.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{file}: not the weights of this model's ALL ({str(error)[:120]})") from None
-    return ExpertBank(("longer",), lambda _: network.eval(), device)
+    return ExpertBank(("longer",), lambda _: network, device)
 
 
 def run(arguments: argparse.Namespace) -> None:

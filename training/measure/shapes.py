@@ -16,27 +16,20 @@ from torch import nn
 
 from training.build.data import Corpus
 from training.build.experts import Node, Trainer
-from unirestorer.config import ExpertsConfig, NetworkConfig
+from training.config import NAFNET, ExpertsConfig
+from unirestorer.config import NetworkShape, RestormerShape, RetinexFormerShape
 from unirestorer.imaging import from_uint8
 from unirestorer.metrics import psnr
 from unirestorer.types import Task
 
-SHAPES = {
-    "wide": NetworkConfig(width=32, encoder=(1, 1, 1), middle=1, decoder=(1, 1, 1)),
-    "deep": NetworkConfig(width=24, encoder=(2, 2, 2), middle=2, decoder=(2, 2, 2)),
-    "unshuffled": NetworkConfig(width=48, encoder=(1, 1), middle=4, decoder=(1, 1), unshuffle=2),
-    "restormer": NetworkConfig(
-        kind="restormer",
-        width=16,
-        encoder=(1, 1, 1),
-        middle=2,
-        decoder=(1, 1, 1),
-        heads=(1, 2, 4, 8),
-        refinement=1,
+SHAPES: dict[str, NetworkShape] = {
+    "wide": NAFNET,
+    "deep": replace(NAFNET, width=24, encoder=(2, 2, 2), middle=2, decoder=(2, 2, 2)),
+    "unshuffled": replace(NAFNET, width=48, encoder=(1, 1), middle=4, decoder=(1, 1), unshuffle=2),
+    "restormer": RestormerShape(
+        width=16, encoder=(1, 1, 1), middle=2, decoder=(1, 1, 1), heads=(1, 2, 4, 8), refinement=1
     ),
-    "retinexformer": NetworkConfig(
-        kind="retinexformer", width=32, encoder=(1, 2), middle=2, decoder=(2, 1), heads=(1, 2, 4)
-    ),
+    "retinexformer": RetinexFormerShape(width=32, encoder=(1, 2), middle=2, decoder=(2, 1), heads=(1, 2, 4)),
 }
 WINDOWS = 36  # held-out windows per task
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unirestorer.config import from_dict
+from unirestorer.config import Section, from_dict, to_dict
 
 YOUNG_SECONDS = 60  # a file this young is never deleted
 MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Section):
     """What visitors may take. Each is a whole number; UNIRESTORER_LIMITS="seconds=60,jobs=16" sets some."""
 
     jobs: int = 32  # waiting at once
@@ -39,7 +39,7 @@ class Limits:
         """Raises ValueError for a limit that lets nobody in."""
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"UNIRESTORER_LIMITS: {name} is {value}, expected at least 1")
+                raise ValueError(f"{name} is {value}, expected at least 1")
 
 
 def read_limits(text: str) -> Limits:
@@ -50,9 +50,7 @@ def read_limits(text: str) -> Limits:
         if not number.isdecimal() or len(number) > 9:
             raise ValueError(f"UNIRESTORER_LIMITS: expected name=number, got {part[:40]!r}")
         values[name] = int(number)
-    limits: Limits = from_dict(Limits, values, "UNIRESTORER_LIMITS")
-    limits.check()
-    return limits
+    return from_dict(Limits, {**to_dict(Limits()), **values}, "UNIRESTORER_LIMITS")
 
 
 # Files

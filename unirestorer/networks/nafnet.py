@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import NAFNetShape
 from unirestorer.networks.base import LayerNorm2d, Network
 
 STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
@@ -149,7 +149,7 @@ def join(up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     return skip
 
 
-def reach_px(config: NetworkConfig) -> int:
+def reach_px(config: NAFNetShape) -> int:
     """Reach of the convolutions and of two and a half pooling windows, one behind the other.
 
     A window reaches half its side, a 3x3 convolution one pixel of its scale, a change of scale at most one of
@@ -168,7 +168,7 @@ def reach_px(config: NetworkConfig) -> int:
 class NAFNet(Network):
     """An expert whose last convolution starts at zero: untrained, it is the identity."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NAFNetShape) -> None:
         width, depth = config.width, len(config.encoder)
         super().__init__(multiple=config.unshuffle * 2**depth, halo_px=reach_px(config))
         self.unshuffle = config.unshuffle

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import RestormerShape
 from unirestorer.networks.base import LayerNorm2d, Network
 
 EXPANSION = 2.66  # gamma, by how much the feed-forward network widens (section 4)
@@ -73,7 +73,7 @@ class Restormer(Network):
     `halo_px` is a fixed choice.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RestormerShape) -> None:
         width, heads, depth = config.width, config.heads, len(config.encoder)
         super().__init__(multiple=2**depth, halo_px=64)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unirestorer.config import NetworkConfig
+from unirestorer.config import RetinexFormerShape
 from unirestorer.networks.base import LayerNorm2d, Network
 
 
@@ -96,7 +96,7 @@ class Stage(nn.Module):
     corrupted. Its last convolution starts at zero, so an untrained stage only lights up.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RetinexFormerShape) -> None:
         super().__init__()
         width, depth = config.width, len(config.encoder)
 
@@ -148,12 +148,9 @@ class RetinexFormer(Network):
     `halo_px` is a fixed choice.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: RetinexFormerShape) -> None:
         super().__init__(multiple=2 ** len(config.encoder), halo_px=64)
-        self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
+        self.stages = nn.ModuleList([Stage(config)])  # one, as in the paper; a list names the weights
 
     def body(self, x: Tensor) -> Tensor:
-        image = x
-        for stage in self.stages:
-            image = stage(image.to(x.dtype))
-        return image
+        return self.stages[0](x)
