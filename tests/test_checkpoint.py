@@ -27,7 +27,6 @@ from training.config import preset
 from unirestorer import checkpoint
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.config import (
-    Mode,
     NAFNetShape,
     NetworkShape,
     Range,
@@ -41,7 +40,7 @@ from unirestorer.files import sha256
 from unirestorer.map import DegradationMap
 from unirestorer.networks import build_network
 from unirestorer.routing import Router
-from unirestorer.types import Task
+from unirestorer.types import Mode, Task
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["extractor.safetensors", "tree.safetensors", "router.safetensors", "map.npz"]
