@@ -31,7 +31,7 @@ def main() -> None:
 
 def run() -> None:
     """Open the checkpoint and serve it. Raises ValueError."""
-    from unirestorer.demo.host import choose_port, prepare_folder, read_limits
+    from unirestorer.demo.hosting.host import choose_port, prepare_folder, read_limits
 
     limits = read_limits(os.environ.get("UNIRESTORER_LIMITS", ""))
     folder = prepare_folder()
@@ -39,8 +39,8 @@ def run() -> None:
 
     from unirestorer import UniRestorer
     from unirestorer.checkpoint import shipped
-    from unirestorer.demo.layout import build_page
-    from unirestorer.demo.serve import open_desk, serve
+    from unirestorer.demo.hosting.serve import open_desk, serve
+    from unirestorer.demo.page import build_page
 
     device = os.environ.get("UNIRESTORER_DEVICE", "auto")
     names = os.environ.get("UNIRESTORER_CHECKPOINT") or ",".join(shipped())

@@ -240,9 +240,9 @@ class Target:
 def running_page(folder: Path) -> Iterator[Target]:
     """A page of random weights in this process."""
     from unirestorer import UniRestorer
-    from unirestorer.demo.host import Limits, sweep
-    from unirestorer.demo.layout import build_page, launch_options
-    from unirestorer.demo.serve import open_desk
+    from unirestorer.demo.hosting.host import Limits, sweep
+    from unirestorer.demo.hosting.serve import open_desk
+    from unirestorer.demo.page import build_page, launch_options
 
     model = UniRestorer.from_pretrained(make_tiny_checkpoint(folder / "tiny"), device="cpu")
     visitors = folder / "visitors"

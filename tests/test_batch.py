@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from unirestorer import UniRestorer
-from unirestorer.demo.batch import (
+from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.tabs.batch import (
     COLUMNS,
     LIMIT,
     Routed,
@@ -20,7 +21,6 @@ from unirestorer.demo.batch import (
     table_html,
     to_csv,
 )
-from unirestorer.demo.handlers import Handlers
 
 EVIL = "<img src=x onerror=alert(1)>.png"
 

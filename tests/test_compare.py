@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from unirestorer import UniRestorer
-from unirestorer.demo.compare import AMPLIFIED, COMPARE_PX, EXTRA, Compared, centre, compare, panes_html
 from unirestorer.demo.handlers import Handlers, Memory
+from unirestorer.demo.tabs.compare import AMPLIFIED, COMPARE_PX, EXTRA, Compared, centre, compare, panes_html
 from unirestorer.imaging import load_image
 
 EVIL = '"><img src=x onerror=alert(1)>'

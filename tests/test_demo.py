@@ -20,13 +20,13 @@ from PIL import Image
 from unirestorer import UniRestorer
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION
-from unirestorer.demo import figures, panels, theme, words
-from unirestorer.demo.card import card_html, card_pictures, card_text
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, View, make_recipe, shrink
-from unirestorer.demo.layout import build_page, launch_options
-from unirestorer.demo.photo import photo_input
-from unirestorer.demo.tree_view import node_probs, pruned_nodes, tree_html
+from unirestorer.demo.hosting.gradio_patches import photo_input
+from unirestorer.demo.page import build_page, launch_options
+from unirestorer.demo.tabs.card import card_html, card_pictures, card_text
+from unirestorer.demo.view import figures, panels, theme, words
+from unirestorer.demo.view.tree import node_probs, pruned_nodes, tree_html
 from unirestorer.imaging import load_image, to_uint8
 from unirestorer.report import describe
 from unirestorer.types import Decision, Task

@@ -19,10 +19,10 @@ from PIL import Image
 
 from unirestorer import UniRestorer
 from unirestorer.demo import handlers as handlers_module
-from unirestorer.demo import jobs
 from unirestorer.demo.handlers import Handlers, View
-from unirestorer.demo.host import Limits, give_back_memory, lent_gpu
-from unirestorer.demo.jobs import Watch
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.hosting.host import Limits, give_back_memory, lent_gpu
+from unirestorer.demo.hosting.jobs import Watch
 
 
 def same(function: Callable) -> Callable:

@@ -15,7 +15,6 @@ from PIL import Image
 from unirestorer import UniRestorer, cli
 from unirestorer.cli import STRENGTHS
 from unirestorer.degradation import RANGES
-from unirestorer.demo import lab_figures, words
 from unirestorer.demo.handlers import Handlers, make_recipe
 from unirestorer.demo.lab import (
     BUILT_IN,
@@ -30,7 +29,8 @@ from unirestorer.demo.lab import (
     known_tasks,
     span,
 )
-from unirestorer.demo.lab_tab import strength_slider, verdict_html
+from unirestorer.demo.tabs.lab import strength_slider, verdict_html
+from unirestorer.demo.view import lab_figures, words
 from unirestorer.imaging import load_image
 from unirestorer.metrics import psnr
 from unirestorer.types import Task

@@ -93,7 +93,7 @@ def test_every_module_imports_downwards() -> None:
         ("unirestorer/networks/nafnet.py", "from .blocks import Block\nfrom .. import imaging", False),
         ("unirestorer/networks/__init__.py", "from .nafnet import NAFNet", False),
         ("unirestorer/pipeline.py", "import gradio.themes", True),
-        ("unirestorer/demo/layout.py", "import gradio as gr", False),
+        ("unirestorer/demo/page.py", "import gradio as gr", False),
         ("app.py", "import gradio as gr\nfrom unirestorer.demo import build", False),
         ("app.py", "from training.build.data import photos", True),
         ("unirestorer/demo/map.py", "import umap", True),

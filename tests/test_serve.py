@@ -21,11 +21,12 @@ from helpers import SHAPE
 from PIL import Image
 
 from unirestorer import UniRestorer, __version__
-from unirestorer.demo import host, words
-from unirestorer.demo.host import Limits, read_limits
-from unirestorer.demo.jobs import Watch, guard
-from unirestorer.demo.layout import MODEL_QUEUE, build_page, launch_options
-from unirestorer.demo.serve import Desk
+from unirestorer.demo.hosting import host
+from unirestorer.demo.hosting.host import Limits, read_limits
+from unirestorer.demo.hosting.jobs import Watch, guard
+from unirestorer.demo.hosting.serve import Desk
+from unirestorer.demo.page import MODEL_QUEUE, build_page, launch_options
+from unirestorer.demo.view import words
 from unirestorer.experts import ExpertBank
 from unirestorer.networks import build_network
 
@@ -435,7 +436,7 @@ def test_requests_that_are_too_large_are_refused(server: Server) -> None:
 
 
 def test_a_full_disk_takes_no_photos(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unirestorer.demo.serve.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("unirestorer.demo.hosting.serve.free_bytes", lambda folder: 1000)
     answer = server.http.post("/gradio_api/upload", files={"files": ("a.png", png())})
     assert answer.status_code == 507 and "disk is full" in answer.text
 

@@ -23,8 +23,8 @@ from assets.make_screenshot import open_browser
 from training.measure.evaluate import KEY
 from training.measure.protocol import cases
 from unirestorer.checkpoint import find_checkpoint
-from unirestorer.demo.theme import TASK_COLOURS
-from unirestorer.demo.words import TASK_WORDS
+from unirestorer.demo.view.theme import TASK_COLOURS
+from unirestorer.demo.view.words import TASK_WORDS
 from unirestorer.types import Task
 
 GROUPS = ("single-mild", "single-in", "single-out")  # weakest strength first

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import jobs
 from unirestorer.demo.handlers import Handlers
-from unirestorer.demo.photo import photo_input
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.hosting.gradio_patches import photo_input
 from unirestorer.types import Task
 
 TASKS = [task.value for task in Task]

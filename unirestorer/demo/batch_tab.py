@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import batch, jobs
 from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.tabs import batch
 
 INTRO = f"""<h2 class="title">Many photos at once</h2><p class="sub">A mixture of experts is judged by how it
 shares out the work. Drop up to {batch.LIMIT} photos, or let the cup of coffee be degraded in {batch.LIMIT}

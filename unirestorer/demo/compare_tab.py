@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from unirestorer.demo import jobs, words
-from unirestorer.demo.compare import EXTRA, ZOOM, compare, panes_html
 from unirestorer.demo.handlers import Handlers, Memory
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.tabs.compare import EXTRA, ZOOM, compare, panes_html
+from unirestorer.demo.view import words
 
 INTRO = f"""<h2 class="title">The same photo, other experts</h2><p class="sub">The path that the router found,
 coarse to fine, and up to {EXTRA} experts of your choice: what does the wrong one do? You see the middle of

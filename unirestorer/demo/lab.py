@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from unirestorer.degradation import RANGES, Recipe, compose
-from unirestorer.demo import words
-from unirestorer.demo.compare import centre
 from unirestorer.demo.examples import FOLDER
 from unirestorer.demo.handlers import Handlers, read_photo, shrink
+from unirestorer.demo.tabs.compare import centre
+from unirestorer.demo.view import words
 from unirestorer.imaging import as_file, load_image, to_pil
 from unirestorer.metrics import SSIM_WINDOW_PX, psnr, ssim
 from unirestorer.report import describe

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from unirestorer.demo import words
-from unirestorer.demo.figures import bar
+from unirestorer.demo.view import words
+from unirestorer.demo.view.figures import bar
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Estimate, Task
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
-from unirestorer.demo import theme, words
+from unirestorer.demo.view import theme, words
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 

@@ -31,10 +31,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unirestorer import __version__
-from unirestorer.demo import words
-from unirestorer.demo.host import Limits, choose_port, free_bytes, lent_gpu, sweep
-from unirestorer.demo.jobs import Watch, guard, places
-from unirestorer.demo.layout import MODEL_QUEUE, launch_options
+from unirestorer.demo.hosting.host import Limits, choose_port, free_bytes, lent_gpu, sweep
+from unirestorer.demo.hosting.jobs import Watch, guard, places
+from unirestorer.demo.page import MODEL_QUEUE, launch_options
+from unirestorer.demo.view import words
 from unirestorer.pipeline import UniRestorer
 
 SWEEP_SECONDS = 30

@@ -13,18 +13,19 @@ import plotly.graph_objects as go
 from gradio.events import Dependency
 from gradio.utils import get_upload_folder
 
-from unirestorer.demo import figures, jobs, panels, theme, words
 from unirestorer.demo.api import add_endpoints, said
-from unirestorer.demo.batch_tab import add_batch
-from unirestorer.demo.card import card_html, card_pictures, card_text
-from unirestorer.demo.compare_tab import add_compare
 from unirestorer.demo.examples import Example, find_examples, pick, thumbnails_html
 from unirestorer.demo.handlers import Handlers, Memory, Shown, View
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.hosting.gradio_patches import photo_input
 from unirestorer.demo.lab import NONE, Lab, Spoiling, known_tasks
-from unirestorer.demo.lab_tab import Controls, add_lab, lab_parts, set_lab, strength_slider
-from unirestorer.demo.lessons_tab import add_lessons
 from unirestorer.demo.link import page_paths, read_link
-from unirestorer.demo.photo import photo_input
+from unirestorer.demo.tabs.batch import add_batch
+from unirestorer.demo.tabs.card import card_html, card_pictures, card_text
+from unirestorer.demo.tabs.compare import add_compare
+from unirestorer.demo.tabs.lab import Controls, add_lab, lab_parts, set_lab, strength_slider
+from unirestorer.demo.tabs.lessons import add_lessons
+from unirestorer.demo.view import figures, panels, theme, words
 from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
 

@@ -13,9 +13,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from unirestorer.degradation import draw_recipe
-from unirestorer.demo import words
 from unirestorer.demo.handlers import Handlers
 from unirestorer.demo.lab import lab_photo
+from unirestorer.demo.view import words
 from unirestorer.imaging import as_file
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree

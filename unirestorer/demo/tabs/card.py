@@ -8,9 +8,9 @@ import json
 import re
 from typing import Any
 
-from unirestorer.demo import theme, words
 from unirestorer.demo.examples import data_uri
 from unirestorer.demo.handlers import shrink
+from unirestorer.demo.view import theme, words
 from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import TASK_NOUNS, Task

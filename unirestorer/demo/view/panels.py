@@ -10,11 +10,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from unirestorer.demo import figures, words
 from unirestorer.demo.handlers import View
 from unirestorer.demo.lab import known_tasks
 from unirestorer.demo.link import page_paths
-from unirestorer.demo.tree_view import tree_html
+from unirestorer.demo.view import figures, words
+from unirestorer.demo.view.tree import tree_html
 from unirestorer.pipeline import UniRestorer
 
 HEADER = """<header class="top"><svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">

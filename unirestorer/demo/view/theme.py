@@ -46,8 +46,8 @@ SHELL_STYLE = f"""@media (min-width: 769px) {{
   }}
 }}"""
 
-STYLE = Path(__file__).with_name("page.css")
-SCRIPT = Path(__file__).with_name("page.js")
+STYLE = Path(__file__).parents[1] / "page.css"
+SCRIPT = Path(__file__).parents[1] / "page.js"
 
 
 def head() -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unirestorer.demo import words
 from unirestorer.demo.handlers import Handlers, Memory, read_photo
+from unirestorer.demo.view import words
 from unirestorer.imaging import to_pil
 
 COMPARE_PX = 512  # side of the middle part that is compared, at its own pixels

@@ -10,9 +10,9 @@ from gradio.events import Dependency
 from unirestorer.demo.examples import Example
 from unirestorer.demo.handlers import Handlers, Memory
 from unirestorer.demo.lab import Spoiling
-from unirestorer.demo.lab_tab import Controls, lab_parts, set_lab
 from unirestorer.demo.lessons import LESSONS, lesson_html, likelihood_html, noise_html, show_label, verdict
 from unirestorer.demo.link import read_link
+from unirestorer.demo.tabs.lab import Controls, lab_parts, set_lab
 from unirestorer.types import Estimate
 
 

@@ -30,8 +30,8 @@ from gradio_client.exceptions import AppError
 from torch import Tensor
 
 from unirestorer.checkpoint import PartError
-from unirestorer.demo import words
-from unirestorer.demo.host import Limits, give_back_memory
+from unirestorer.demo.hosting.host import Limits, give_back_memory
+from unirestorer.demo.view import words
 from unirestorer.experts import out_of_memory
 
 RECENT = 20  # jobs whose mean duration makes the expected wait

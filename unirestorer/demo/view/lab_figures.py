@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from unirestorer.degradation import RANGES, strength_name
-from unirestorer.demo import theme, words
-from unirestorer.demo.figures import LINE_COLOUR, map_figure
 from unirestorer.demo.lab import Point, Score, span
+from unirestorer.demo.view import theme, words
+from unirestorer.demo.view.figures import LINE_COLOUR, map_figure
 from unirestorer.map import DegradationMap
 from unirestorer.metrics import MAX_PSNR
 from unirestorer.tree import DegradationTree

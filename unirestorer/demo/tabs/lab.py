@@ -11,9 +11,10 @@ import gradio as gr
 
 from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import degree_words
-from unirestorer.demo import figures, jobs, lab_figures, words
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.hosting.gradio_patches import photo_input
 from unirestorer.demo.lab import NONE, Lab, Spoiling, Trial, beyond, known_tasks, span
-from unirestorer.demo.photo import photo_input
+from unirestorer.demo.view import figures, lab_figures, words
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from unirestorer.degradation.recipe import DEGREES
-from unirestorer.demo import theme, words
+from unirestorer.demo.view import theme, words
 from unirestorer.map import DegradationMap
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
