@@ -7,7 +7,6 @@ UNIRESTORER_DEVICE (auto, cpu or cuda), UNIRESTORER_LIMITS (what visitors may ta
 photos, in which whatever is older than an hour is deleted), FORWARDED_ALLOW_IPS (proxies to believe).
 """
 
-import functools
 import os
 import sys
 
@@ -40,12 +39,11 @@ def run() -> None:
     from unirestorer import UniRestorer
     from unirestorer.checkpoint import shipped
     from unirestorer.demo.hosting.serve import open_desk, serve
-    from unirestorer.demo.page import build_page
 
     device = os.environ.get("UNIRESTORER_DEVICE", "auto")
     names = os.environ.get("UNIRESTORER_CHECKPOINT") or ",".join(shipped())
     models = [UniRestorer.from_pretrained(name.strip(), device=device) for name in names.split(",")]
-    serve(open_desk(functools.partial(build_page, ahead=True), models, limits, folder))
+    serve(open_desk(models, limits, folder, ahead=True))
 
 
 if __name__ == "__main__":

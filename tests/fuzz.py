@@ -242,12 +242,12 @@ def running_page(folder: Path) -> Iterator[Target]:
     from unirestorer import UniRestorer
     from unirestorer.demo.hosting.host import Limits, sweep
     from unirestorer.demo.hosting.serve import open_desk
-    from unirestorer.demo.page import build_page, launch_options
+    from unirestorer.demo.page import launch_options
 
     model = UniRestorer.from_pretrained(make_tiny_checkpoint(folder / "tiny"), device="cpu")
     visitors = folder / "visitors"
     visitors.mkdir(exist_ok=True)
-    desk = open_desk(build_page, [model], Limits(seconds=HANG_SECONDS), visitors)
+    desk = open_desk([model], Limits(seconds=HANG_SECONDS), visitors)
     log = io.StringIO()
     desk.watch.log = log
     with socket.socket() as free:

@@ -42,7 +42,7 @@ def make_mixed_tree(dim: int = 512) -> DegradationTree:
     leaves = F.normalize(torch.randn(8, dim), dim=-1)
     parents = torch.arange(8) // 2
     middle = leaves.reshape(4, 2, dim).mean(1)
-    tasks = [Task.LOWLIGHT, Task.DEBLUR, Task.DENOISE, Task.DEJPEG]
+    tasks = [Task.LOWLIGHT, Task.DEBLUR, Task.DENOISE, Task.DEHAZE]
     pairs = [frozenset({tasks[i % 4], tasks[(i + shift) % 4]}) for i in range(8) for shift in (1, 2)]
     sets = tuple({pairs[2 * i]: 6, pairs[2 * i + 1]: 4} for i in range(8))
     words = [" + ".join(sorted(pairs[2 * i])) for i in range(8)]

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_tiny_checkpoint
 from PIL import Image
 
 from unirestorer import UniRestorer
+from unirestorer.degradation import draw_recipe
 from unirestorer.demo.handlers import Handlers
 from unirestorer.demo.tabs.batch import (
     COLUMNS,
     LIMIT,
     Routed,
     loads,
+    recipe_words,
     route_files,
     route_variants,
     summary_html,
@@ -75,6 +78,17 @@ def test_one_photo_in_many_ways_is_drawn_by_its_seed(handlers: Handlers, tmp_pat
     (photo,) = make_photos(tmp_path, 1)
     first, again, other = ([row.name for row in route_variants(handlers, photo, seed)] for seed in (0, 0, 1))
     assert first == again != other and len(first) == LIMIT
+
+
+def test_mixtures_are_drawn_where_the_model_knows_mixtures(tmp_path: Path) -> None:
+    """The page of mixed degraded its photo as "single" does, by one degradation at a time."""
+    folder = make_tiny_checkpoint(tmp_path / "mixed", mixed=True)
+    handlers = Handlers(UniRestorer.from_pretrained(folder, device="cpu"), tmp_path / "cache")
+    (photo,) = make_photos(tmp_path, 1)
+    names = [row.name for row in route_variants(handlers, photo, 0)]
+    assert any(name.count(" and ") > 1 for name in names) and not any("compression" in name for name in names)
+    recipe = draw_recipe(0, mode="mixed")
+    assert names[0] == recipe_words(recipe) and names[0].count("(") == len(recipe.steps)
 
 
 @pytest.mark.parametrize(("count", "match"), [(0, "no photo"), (LIMIT + 1, "at most")])

@@ -10,7 +10,8 @@ from PIL import Image
 
 from unirestorer import UniRestorer
 from unirestorer.demo.handlers import Handlers, Memory
-from unirestorer.demo.tabs.compare import AMPLIFIED, COMPARE_PX, EXTRA, Compared, centre, compare, panes_html
+from unirestorer.demo.photos import centre
+from unirestorer.demo.tabs.compare import AMPLIFIED, EXTRA, Compared, compare, panes_html
 from unirestorer.imaging import load_image
 
 EVIL = '"><img src=x onerror=alert(1)>'
@@ -57,8 +58,9 @@ def test_only_so_many_experts_are_added(handlers: Handlers, memory: Memory) -> N
 
 
 def test_large_photos_are_compared_at_their_own_pixels() -> None:
-    x = torch.rand(1, 3, 12, COMPARE_PX + 10)
-    assert centre(x).shape == (1, 3, 12, COMPARE_PX) and torch.equal(centre(x)[..., 0], x[..., 5])
+    x = torch.rand(1, 3, 12, 110)
+    middle = centre(x, 100)
+    assert middle.shape == (1, 3, 12, 100) and torch.equal(middle[..., 0], x[..., 5])
 
 
 def test_markup_is_safe_and_says_what_to_do_first() -> None:

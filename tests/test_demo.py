@@ -18,14 +18,18 @@ from helpers import make_mixed_tree, make_tiny_map, make_tiny_tree
 from PIL import Image
 
 from unirestorer import UniRestorer
+from unirestorer.config import Scope
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
-from unirestorer.demo.handlers import Handlers, View, make_recipe, shrink
+from unirestorer.demo.handlers import Handlers, View
 from unirestorer.demo.hosting.gradio_patches import photo_input
+from unirestorer.demo.hosting.host import Limits
+from unirestorer.demo.hosting.jobs import Watch
 from unirestorer.demo.page import build_page, launch_options
+from unirestorer.demo.photos import shrink
 from unirestorer.demo.tabs.card import card_html, card_pictures, card_text
-from unirestorer.demo.view import figures, panels, theme, words
+from unirestorer.demo.view import figures, notices, panels, theme, words
 from unirestorer.demo.view.tree import node_probs, pruned_nodes, tree_html
 from unirestorer.imaging import load_image, to_uint8
 from unirestorer.report import describe
@@ -94,7 +98,8 @@ def text_of(markup: str) -> str:
 
 
 def test_the_verdict_is_the_promised_sentence() -> None:
-    assert words.verdict(made(0.81, 72.0, 1)).replace(words.NBSP, " ") == (
+    report = made(0.81, 72.0, 1)
+    assert f"{words.looks_like(report)} {words.took_over(report)}".replace(words.NBSP, " ") == (
         "Looks like heavy rain (81 %). The estimate is shakier than 72 % of training photos, so a middle "
         "expert took over: rain."
     )
@@ -176,10 +181,10 @@ def test_captions_are_set_beside_the_verdict() -> None:
 
 
 def test_a_mistake_is_told_without_markup() -> None:
-    told = words.sorry(ValueError(f"unknown expert '{EVIL}':\n  see above"))
+    told = notices.sorry(ValueError(f"unknown expert '{EVIL}':\n  see above"))
     assert "<" not in told and "\n" not in told and told.startswith("Unknown expert")
-    assert words.sorry(ValueError("image: got nothing")) == "This photo cannot be used: got nothing."
-    told = words.sorry(ValueError("image: got a damaged image, expected a whole one, save it again"))
+    assert notices.sorry(ValueError("image: got nothing")) == "This photo cannot be used: got nothing."
+    told = notices.sorry(ValueError("image: got a damaged image, expected a whole one, save it again"))
     assert told == "This photo cannot be used: it is a damaged image (expected a whole one); save it again."
 
 
@@ -326,7 +331,8 @@ def test_the_tree_says_no_more_than_is_known(model: UniRestorer, report: dict) -
 
 
 def test_a_result_points_to_the_other_kind_of_model(model: UniRestorer) -> None:
-    mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts)
+    scope = Scope("mixed", model.ranges)
+    mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts, scope)
     mixed.name = "several"
     told = panels.other_models(model, [model, mixed])
     assert 'data-model="several"' in told and "More than one thing wrong" in text_of(told)
@@ -411,7 +417,7 @@ def test_what_is_no_photo_is_a_sentence(
     path.write_bytes(content)
     (view,) = handlers.views(str(path), [], "", None)
     assert view.memory is None and view.error is not None
-    told = words.sorry(view.error)
+    told = notices.sorry(view.error)
     assert said in told and "onerror" not in told and "Traceback" not in told
     assert told in panels.draw(handlers.model, view).verdict
 
@@ -419,7 +425,7 @@ def test_what_is_no_photo_is_a_sentence(
 def test_other_bad_input_is_a_sentence(handlers: Handlers, photo: str) -> None:
     for arguments in ((photo, ["juggle"], ""), (photo, [], "9-9"), ("/nowhere/x.png", [], "")):
         *_, view = handlers.views(*arguments, None)
-        assert view.error is not None and words.sorry(view.error).endswith(".")
+        assert view.error is not None and notices.sorry(view.error).endswith(".")
     (nothing,) = handlers.views(None, ["derain"], "", None)
     assert nothing.error is None and nothing.memory is None
 
@@ -427,7 +433,7 @@ def test_other_bad_input_is_a_sentence(handlers: Handlers, photo: str) -> None:
 def test_a_full_disk_is_a_sentence(model: UniRestorer, photo: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     (view,) = Handlers(model, tmp_path / "file").views(photo, [], "", None)
-    assert "try again later" in words.sorry(view.error)
+    assert "try again later" in notices.sorry(view.error)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "I;16"])
@@ -446,9 +452,9 @@ def test_degrading_by_recipe_and_by_task(handlers: Handlers, photo: str) -> None
     expected = to_uint8(Recipe.from_dict(recipe).apply(load_image(photo)))
     np.testing.assert_array_equal(np.asarray(Image.open(image)), expected)
     np.testing.assert_array_equal(np.asarray(Image.open(again)), expected)
-    assert make_recipe(json.dumps(recipe), "", None, 9).seed == 9
+    assert handlers.make_recipe(json.dumps(recipe), "", None, 9).seed == 9
     for task in Task:
-        assert make_recipe("", task, None, None).tasks == {task}
+        assert handlers.make_recipe("", task, None, None).tasks == {task}
 
 
 @pytest.mark.parametrize(
@@ -466,9 +472,9 @@ def test_degrading_by_recipe_and_by_task(handlers: Handlers, photo: str) -> None
         ('{"steps": [{"kind": "noise"}]}', "", None, None),
     ],
 )
-def test_bad_recipes_are_sentences(arguments: tuple) -> None:
+def test_bad_recipes_are_sentences(handlers: Handlers, arguments: tuple) -> None:
     with pytest.raises(ValueError, match="[a-z]"):
-        make_recipe(*arguments)
+        handlers.make_recipe(*arguments)
 
 
 # The page as a whole
@@ -489,7 +495,8 @@ def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     assert "<s>" in second.who and "<s>" not in first.who
     assert "<b>TYPE</b> dehaze" in second.sure and "<b>TYPE</b> dehaze" not in first.sure
     assert "Only haze kept" in second.choice_words
-    bare = UniRestorer(model.extractor, model.tree, model.router, model.experts)
+    scope = Scope(model.mode, model.ranges)
+    bare = UniRestorer(model.extractor, model.tree, model.router, model.experts, scope)
     (view,) = Handlers(bare, handlers.folder).views(photo, [], "", None)
     assert panels.draw_map(bare, "type") is None
     assert "no map" in (unmapped := panels.draw(bare, view).what) and "data-star" not in unmapped
@@ -587,7 +594,7 @@ def test_the_photo_input_gives_away_no_file_of_the_server(
 
 
 def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
-    page = build_page(model)
+    page = build_page([model], Watch(Limits()))
     public = page.get_api_info()["named_endpoints"]
     assert set(public) == {"/restore", "/inspect", "/degrade"}
     for name, endpoint in public.items():
@@ -598,7 +605,7 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
             assert block.format == "png", "webp would lose what was restored"
     model_events = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
     assert len(model_events) == 10
-    two = build_page(model, model)
+    two = build_page([model, model], Watch(Limits()))
     assert set(two.get_api_info()["named_endpoints"]) == {*public, "/restore_tiny", "/inspect_tiny"}
     options = launch_options()
     assert options["ssr_mode"] is False and options["show_error"] is False
@@ -638,8 +645,8 @@ def test_an_example_is_restored_ahead(
         raise AssertionError("the model ran")
 
     monkeypatch.setattr(UniRestorer, "inspect", fail)
-    assert handlers.known(str(other), [], "") is None
-    view = handlers.known(str(copy), ["derain"], "")
+    assert handlers.prepared_view(str(other), [], "") is None
+    view = handlers.prepared_view(str(copy), ["derain"], "")
     assert view.memory.ahead and view.waiting and view.choice is None  # which the model has yet to make
     (view,) = handlers.views(str(copy), [], "", None)
     assert view.memory.ahead and view.memory.photo == str(copy) and view.error is None

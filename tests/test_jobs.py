@@ -25,10 +25,6 @@ from unirestorer.demo.hosting.host import Limits, give_back_memory, lent_gpu
 from unirestorer.demo.hosting.jobs import Watch
 
 
-def same(function: Callable) -> Callable:
-    return function
-
-
 @pytest.fixture
 def log() -> io.StringIO:
     return io.StringIO()
@@ -71,7 +67,7 @@ def page_job(watch: Watch, handlers: Handlers) -> Callable[..., Iterator[View]]:
                 jobs.sorry(view.error)
             yield view
 
-    return watch.job(run, "run", same)
+    return watch.job(run)
 
 
 def missing(path: Path) -> None:
@@ -142,11 +138,11 @@ def test_a_visitor_who_leaves_between_two_results_is_logged(watch: Watch, log: i
         yield 1
         yield 2
 
-    results = watch.job(two, "two", same)()
+    results = watch.job(two)()
     assert next(results) == 1
     results.close()
     assert [entry["error"] for entry in entries(log)] == ["StoppedError"]
-    assert list(watch.job(two, "two", same)()) == [1, 2]
+    assert list(watch.job(two)()) == [1, 2]
     assert "error" not in entries(log)[-1]
 
 
@@ -155,14 +151,14 @@ def test_a_mistake_of_a_visitor_is_told_in_its_own_words(watch: Watch, log: io.S
         raise ValueError("unknown <b>task</b>")
 
     with pytest.raises(AppError, match="Unknown &lt;b&gt;task"):
-        watch.job(wrong, "wrong", same)()
+        watch.job(wrong)()
     (entry,) = entries(log)
     assert entry["error"] == "ValueError" and "detail" not in entry
 
 
 def test_a_log_that_cannot_be_written_stops_no_job(watch: Watch, log: io.StringIO) -> None:
     log.close()
-    assert watch.job(lambda: 5, "five", same)() == 5
+    assert watch.job(lambda: 5)() == 5
 
 
 def test_only_good_jobs_make_the_expected_wait(watch: Watch) -> None:
@@ -170,9 +166,9 @@ def test_only_good_jobs_make_the_expected_wait(watch: Watch) -> None:
         raise KeyError("x")
 
     with pytest.raises(AppError, match="not your mistake"):
-        watch.job(bad, "bad", same)()
+        watch.job(bad)()
     assert not watch._durations
-    watch.job(lambda: None, "good", same)()
+    watch.job(lambda: None)()
     assert len(watch._durations) == 1
 
 
@@ -219,12 +215,12 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_job_gives_its_memory_back(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
     monkeypatch.setattr(jobs, "give_back_memory", lambda: given.append("back"))
-    watch.job(lambda: 1, "whole", same)()
+    watch.job(lambda: 1)()
     assert given == ["back"]
 
     def fails() -> None:
         raise ValueError("no")
 
     with pytest.raises(AppError):
-        watch.job(fails, "fails", same)()
+        watch.job(fails)()
     assert given == ["back"] * 2

@@ -10,25 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_tiny_checkpoint
 from PIL import Image
 
 from unirestorer import UniRestorer, cli
 from unirestorer.cli import STRENGTHS
-from unirestorer.degradation import RANGES
-from unirestorer.demo.handlers import Handlers, make_recipe
-from unirestorer.demo.lab import (
-    BUILT_IN,
-    LAB_PX,
-    NONE,
-    SWEEP_STEPS,
-    Lab,
-    Score,
-    Spoiling,
-    agreement,
-    beyond,
-    known_tasks,
-    span,
-)
+from unirestorer.degradation.steps import GaussianBlur, MotionBlur
+from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.lab import BUILT_IN, LAB_PX, SWEEP_STEPS, Lab, Score, Spoiling, agreement
 from unirestorer.demo.tabs.lab import strength_slider, verdict_html
 from unirestorer.demo.view import lab_figures, words
 from unirestorer.imaging import load_image
@@ -45,6 +34,13 @@ def lab(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.fixture(scope="module")
+def mixed_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    folder = make_tiny_checkpoint(tmp_path_factory.mktemp("mixed") / "tiny-mixed", mixed=True)
+    model = UniRestorer.from_pretrained(folder, device="cpu")
+    return Lab(Handlers(model, tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     pixels = np.random.default_rng(0).integers(60, 200, (9, 12, 3), dtype=np.uint8)
@@ -53,61 +49,93 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_the_slider_goes_from_none_through_training_to_beyond(task: Task) -> None:
-    start, end = span(task)
-    ranges = RANGES["single"][task]
-    worst_trained = ranges["in"][0] if task is Task.DEJPEG else ranges["in"][1]
-    assert not beyond(task, start) and not beyond(task, worst_trained) and beyond(task, end)
-    slider = strength_slider(task)
-    assert {slider["minimum"], slider["maximum"]} == {start, end}
-    low, high = ranges["in"]
+def test_the_slider_goes_from_none_through_training_to_beyond(lab: Lab, task: Task) -> None:
+    scale = lab.scales[task]
+    low, high = scale.range.trained
+    worst_trained = low if task is Task.DEJPEG else high
+    assert not scale.beyond(scale.none) and not scale.beyond(worst_trained) and scale.beyond(scale.end)
+    slider = strength_slider(scale)
+    assert {slider["minimum"], slider["maximum"]} == {scale.none, scale.end}
     assert low <= slider["value"] <= high and f"{low:g} to {high:g}" in slider["info"]
-    assert Spoiling(task, NONE[task]).recipe().steps == ()
-    assert Spoiling(task, end).recipe().tasks == {task}
-    assert Spoiling(task, end, 5).recipe() == Spoiling(task, end, 5).recipe()
-    for wrong in (max(start, end) + 1, min(start, end) - 1, math.nan):
+    assert lab.recipe(Spoiling(task, scale.none)).steps == ()
+    assert lab.recipe(Spoiling(task, scale.end)).tasks == {task}
+    assert lab.recipe(Spoiling(task, scale.end, 5)) == lab.recipe(Spoiling(task, scale.end, 5))
+    for wrong in (scale.limits[1] + 1, scale.limits[0] - 1, math.nan):
         with pytest.raises(ValueError, match=task.value):
-            Spoiling(task, wrong).recipe()
+            lab.recipe(Spoiling(task, wrong))
     with pytest.raises(ValueError, match="seed"):
-        Spoiling(task, end, -1).recipe()
+        lab.recipe(Spoiling(task, scale.end, -1))
+
+
+def test_the_lab_of_mixed_knows_the_strengths_of_mixed(lab: Lab, mixed_lab: Lab) -> None:
+    """It told the ranges of "single", called blur a motion, and let noise of 45 pass for trained."""
+    noise, blur = mixed_lab.scales[Task.DENOISE], mixed_lab.scales[Task.DEBLUR]
+    assert noise.range.trained == (15, 35) and "trained on 15 to 35;" in strength_slider(noise)["info"]
+    assert noise.beyond(45) and not lab.scales[Task.DENOISE].beyond(45)
+    assert (
+        strength_slider(noise)["maximum"] == 50 and strength_slider(lab.scales[Task.DENOISE])["maximum"] == 75
+    )
+    assert words.strength_label(blur) == "Blur: σ in pixels" and blur.end == 4
+    assert words.strength_label(lab.scales[Task.DEBLUR]) == "Blur: length in pixels"
+    (step,) = mixed_lab.recipe(Spoiling(Task.DEBLUR, 2.5)).steps
+    assert isinstance(step, GaussianBlur) and step.strength == 2.5
+    assert isinstance(lab.recipe(Spoiling(Task.DEBLUR, 9)).steps[0], MotionBlur)
+    for task, scale in mixed_lab.scales.items():
+        assert mixed_lab.recipe(Spoiling(task, scale.none)).steps == ()
+        for strength in (scale.none + (scale.end - scale.none) * i / 40 for i in range(1, 41)):
+            assert mixed_lab.recipe(Spoiling(task, strength)).tasks == {task}
+    assert Task.DEJPEG not in mixed_lab.scales, "never trained"
+    with pytest.raises(ValueError, match="dejpeg"):
+        mixed_lab.recipe(Spoiling(Task.DEJPEG, 20))
+
+
+def test_degrading_follows_the_opened_model(lab: Lab, mixed_lab: Lab) -> None:
+    """/degrade drew motion blur of a length in the middle of "single" whatever model was served."""
+    (step,) = mixed_lab.handlers.make_recipe("", "deblur", None, 3).steps
+    assert isinstance(step, GaussianBlur) and step.strength == 2
+    (step,) = lab.handlers.make_recipe("", "deblur", None, 3).steps
+    assert isinstance(step, MotionBlur) and step.strength == 14
+    with pytest.raises(ValueError, match="no strength of dejpeg"):
+        mixed_lab.handlers.make_recipe("", "dejpeg", None, 3)
 
 
 def test_several_degradations_at_once(lab: Lab, photo: str) -> None:
     """In the order of nature or backwards; the instruction names them all; a sweep moves the first alone."""
-    others = {Task.DEJPEG: 20.0, Task.LOWLIGHT: 2.0, Task.DESNOW: NONE[Task.DESNOW]}
+    others = {Task.DEJPEG: 20.0, Task.LOWLIGHT: 2.0, Task.DESNOW: lab.scales[Task.DESNOW].none}
     spoiling = Spoiling(Task.DENOISE, 30, 3, others)
-    steps = spoiling.recipe().steps
+    steps = lab.recipe(spoiling).steps
     assert [step.task for step in steps] == [Task.LOWLIGHT, Task.DENOISE, Task.DEJPEG]
-    assert replace(spoiling, backwards=True).recipe() == spoiling.recipe().reversed()
-    assert set(spoiling.named()) == {Task.DENOISE, Task.LOWLIGHT, Task.DEJPEG}
+    assert lab.recipe(replace(spoiling, backwards=True)) == lab.recipe(spoiling).reversed()
+    assert set(lab.named(spoiling)) == {Task.DENOISE, Task.LOWLIGHT, Task.DEJPEG}
     with pytest.raises(ValueError, match="dejpeg"):
-        replace(spoiling, others={Task.DEJPEG: 200.0}).recipe()
+        lab.recipe(replace(spoiling, others={Task.DEJPEG: 200.0}))
     *_, trial = lab.trials(photo, spoiling)
-    assert trial.recipe == spoiling.recipe()
+    assert trial.recipe == lab.recipe(spoiling)
     leaf = lab.model.tree.expert_number(trial.scores[3].expert) - lab.model.tree.offsets[-1]
-    assert set(lab.model.tree.task_sets[leaf]) <= {frozenset({task}) for task in spoiling.named()}
-    told = verdict_html(trial)
+    assert set(lab.model.tree.task_sets[leaf]) <= {frozenset({task}) for task in lab.named(spoiling)}
+    told = verdict_html(trial, lab.scales)
     assert "then medium noise (strength 30), then medium compression (strength 20); seed 3" in told
     points = lab.sweep(photo, spoiling)
     assert points[0].degraded < 100, "what is not swept is there from the start"
 
 
-def test_the_labs_severities_are_uncorrelated() -> None:
+def test_the_labs_severities_are_uncorrelated(lab: Lab) -> None:
     """Rain's angle and haze's airlight came from one random stream: their correlation was 1."""
-    recipes = [Spoiling(Task.DERAIN, 75, seed, {Task.DEHAZE: 1.0}).recipe() for seed in range(300)]
+    recipes = [lab.recipe(Spoiling(Task.DERAIN, 75, seed, {Task.DEHAZE: 1.0})) for seed in range(300)]
     drawn = [(rain.angle_deg, haze.airlight) for rain, haze in (recipe.steps for recipe in recipes)]
     assert abs(np.corrcoef(np.array(drawn).T)[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("flag", STRENGTHS)
-def test_lab_endpoint_and_command_line_make_one_recipe(flag: str, seed: int) -> None:
+def test_lab_endpoint_and_command_line_make_one_recipe(lab: Lab, flag: str, seed: int) -> None:
     """Rain 75 with seed 0 was another picture on the command line than in the lab and by `/degrade`."""
     task = STRENGTHS[flag][0]
-    low, high = RANGES["single"][task]["in"]
+    low, high = lab.scales[task].range.trained
     words = ["degrade", "a.png", "-o", "b.png", f"--{flag}", str((low + high) / 2), "--seed", str(seed)]
     recipe = cli.make_recipe(cli.build_parser().parse_args(words))
-    assert Spoiling(task, (low + high) / 2, seed).recipe() == recipe
+    assert lab.recipe(Spoiling(task, (low + high) / 2, seed)) == recipe
+    make_recipe = lab.handlers.make_recipe
     assert make_recipe("", task, None, seed) == make_recipe("", task, (low + high) / 2, seed) == recipe
 
 
@@ -134,7 +162,7 @@ def test_nothing_done_is_identical(lab: Lab, photo: str) -> None:
     *_, trial = lab.trials(photo, Spoiling(Task.DEHAZE, 0))
     assert trial.recipe.steps == () and trial.scores[0].psnr == 100
     assert "identical" in lab_figures.scores_html(trial.scores)
-    assert "Made with nothing; seed 0." in verdict_html(trial)
+    assert "Made with nothing; seed 0." in verdict_html(trial, lab.scales)
 
 
 def test_without_a_photo_the_built_in_one_is_taken_and_large_ones_shrink(lab: Lab, tmp_path: Path) -> None:
@@ -169,32 +197,33 @@ def test_what_is_no_photo_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", [Task.DENOISE, Task.DEJPEG])
 def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, task: Task) -> None:
     shares: list[float] = []
-    points = lab.sweep(photo, Spoiling(task, span(task)[1]), shares.append)
+    scale = lab.scales[task]
+    points = lab.sweep(photo, Spoiling(task, scale.end), shares.append)
     assert shares == pytest.approx([(i + 1) / SWEEP_STEPS for i in range(SWEEP_STEPS)])
-    assert (points[0].strength, points[-1].strength) == pytest.approx(span(task))
+    assert (points[0].strength, points[-1].strength) == pytest.approx((scale.none, scale.end))
     quality = [point.degraded for point in points]
     assert quality[0] == 100 and all(a > b for a, b in zip(quality[:-3], quality[3:], strict=True))
     model = lab.model
-    figure = lab_figures.sweep_figure(model.tree, task, points)
+    figure = lab_figures.sweep_figure(model.tree, scale, points)
     curves = {(trace.name, trace.yaxis): list(trace.y) for trace in figure.data}
     assert curves["TYPE", "y"] == [point.levels[1] for point in points]
     total = np.sum([curves[name, "y2"] for name in ("ALL", "TYPE", "DEGREE")], axis=0)
     np.testing.assert_allclose(total, 100, atol=1e-3)
     assert curves["uncertainty", "y3"] == [point.report["e_gran_percentile"] for point in points]
-    low, high = RANGES["single"][task]["in"]
+    low, high = scale.range.trained
     shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {shape.x0 for shape in shaded} == {low if task is Task.DEJPEG else high}
     changes = words.switches((p.strength, p.report["expert_name"]) for p in points)
     lines = [shape for shape in figure.layout.shapes if shape.type == "line"]
-    assert sum(line.name == "here" and line.x0 == span(task)[1] for line in lines) == 3
+    assert sum(line.name == "here" and line.x0 == scale.end for line in lines) == 3
     assert sum(line.name != "here" for line in lines) == 3 * (len(changes) - 1)
-    assert list(figure.layout.xaxis.range) == list(span(task)), "severity grows to the right"
+    assert list(figure.layout.xaxis.range) == [scale.none, scale.end], "severity grows to the right"
 
     assert model.map is not None
-    way, here = lab_figures.trajectory_figure(model.map, model.tree, task, points).data[-2:]
+    way, here = lab_figures.trajectory_figure(model.map, model.tree, scale, points).data[-2:]
     assert list(way.x) == [point.report["map"]["x"] for point in points]
     assert (here.name, here.marker.symbol, here.x[0]) == ("here", "star", way.x[-1])
-    player = lab_figures.player_html(model.tree, task, points)
+    player = lab_figures.player_html(model.tree, scale, points)
     steps = json.loads(html.unescape(player.split('data-steps="')[1].split('"')[0]))
     assert [step["at"] for step in steps] == [point.strength for point in points]
     assert [step["x"] for step in steps] == list(way.x)
@@ -222,5 +251,5 @@ def test_the_agreement() -> None:
     assert agreement(x, x) == (100, pytest.approx(1))
 
 
-def test_a_tree_offers_the_tasks_that_it_knows(lab: Lab) -> None:
-    assert known_tasks(lab.model.tree) == tuple(Task)
+def test_the_lab_offers_the_tasks_that_the_model_knows(lab: Lab) -> None:
+    assert tuple(lab.scales) == tuple(Task)

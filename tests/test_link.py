@@ -1,15 +1,21 @@
 """An address sets the page; rubbish in it is passed over."""
 
-import pytest
-from helpers import make_tiny_tree
+from pathlib import Path
 
+import pytest
+from helpers import make_tiny_checkpoint
+
+from unirestorer import UniRestorer
 from unirestorer.demo.link import TABS, Link, read_link
 from unirestorer.types import Task
 
-TREE = make_tiny_tree()
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> UniRestorer:
+    return UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
 
 
-def test_what_is_named_is_set() -> None:
+def test_what_is_named_is_set(model: UniRestorer) -> None:
     query = {
         "tab": "lab",
         "example": "3",
@@ -24,22 +30,12 @@ def test_what_is_named_is_set() -> None:
         "backwards": "1",
         "lesson": "4",
     }
-    assert read_link(query, TREE, 8) == Link(
-        "lab",
-        3,
-        (Task.DERAIN, Task.DEHAZE),
-        "1-2",
-        Task.DEJPEG,
-        4.5,
-        7,
-        {Task.DENOISE: 12.0},
-        True,
-        4,
-        frozenset({"batch", "sidebar"}),
+    assert read_link(query, model, 8) == Link(
+        "lab", 3, (Task.DERAIN, Task.DEHAZE), "1-2", Task.DEJPEG, 4.5, 7, {Task.DENOISE: 12.0}, True, 4
     )
-    assert read_link({}, TREE, 8) == Link()
-    assert read_link({"tab": "lessons", "hide": "lessons"}, TREE, 8).tab == "restore"
-    assert {read_link({"tab": tab}, TREE, 8).tab for tab in TABS} == set(TABS)
+    assert read_link({}, model, 8) == Link()
+    assert read_link({"tab": "lessons", "hide": "lessons"}, model, 8).tab == "restore"
+    assert {read_link({"tab": tab}, model, 8).tab for tab in TABS} == set(TABS)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +49,25 @@ def test_what_is_named_is_set() -> None:
         {"lesson": "99"},
     ],
 )
-def test_rubbish_is_passed_over(query: dict[str, str]) -> None:
-    assert read_link(query, TREE, 8) == Link()
+def test_rubbish_is_passed_over(model: UniRestorer, query: dict[str, str]) -> None:
+    assert read_link(query, model, 8) == Link()
 
 
-def test_what_the_lab_starts_with_needs_no_name() -> None:
-    assert read_link({"strength": "200"}, TREE, 8) == Link(task=Task.DERAIN, strength=200)
-    found = read_link({"dehaze": "1"}, TREE, 8)
-    assert found == Link(task=Task.DERAIN, others={Task.DEHAZE: 1.0})
+def test_what_the_lab_starts_with_needs_no_name(model: UniRestorer) -> None:
+    assert read_link({"strength": "200"}, model, 8) == Link(task=Task.DERAIN, strength=200)
+    link = read_link({"dehaze": "1"}, model, 8)
+    assert link == Link(task=Task.DERAIN, others={Task.DEHAZE: 1.0})
 
 
 @pytest.mark.parametrize("strength", ["nan", "inf", "-1", "76", "x", ""])
-def test_a_strength_outside_the_slider_is_passed_over(strength: str) -> None:
-    assert read_link({"task": "denoise", "strength": strength}, TREE, 8) == Link(task=Task.DENOISE)
+def test_a_strength_outside_the_slider_is_passed_over(model: UniRestorer, strength: str) -> None:
+    assert read_link({"task": "denoise", "strength": strength}, model, 8) == Link(task=Task.DENOISE)
+
+
+def test_strengths_are_those_of_the_opened_model(tmp_path: Path) -> None:
+    """A page of mixed took what "single" takes: noise of 60, blur of 25."""
+    mixed = UniRestorer.from_pretrained(make_tiny_checkpoint(tmp_path / "mixed", mixed=True), device="cpu")
+    assert read_link({"task": "denoise", "strength": "60"}, mixed, 8) == Link(task=Task.DENOISE)
+    assert read_link({"task": "deblur", "strength": "25"}, mixed, 8) == Link(task=Task.DEBLUR)
+    assert read_link({"task": "deblur", "strength": "2.5"}, mixed, 8) == Link(task=Task.DEBLUR, strength=2.5)
+    assert read_link({"dejpeg": "20", "tasks": "dejpeg"}, mixed, 8) == Link()

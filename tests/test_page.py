@@ -345,13 +345,15 @@ def test_many_photos_are_routed_at_once(browser: Any, url: str, photo: str, tmp_
         page.wait_for_function("document.querySelectorAll('#batch-table tbody tr').length === 50")
 
 
-def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
-    from unirestorer.demo.lessons import LESSONS
+def test_a_walk_through_the_lessons(browser: Any, url: str, tiny_checkpoint: Path) -> None:
+    from unirestorer import UniRestorer
+    from unirestorer.demo.lessons import lessons_of
 
+    lessons = lessons_of(UniRestorer.from_pretrained(tiny_checkpoint, device="cpu"))
     with Visit(browser, url) as visit:
         page = visit.page
         page.get_by_role("tab", name="Lessons").click()
-        for number, lesson in enumerate(LESSONS):
+        for number, lesson in enumerate(lessons):
             page.wait_for_function(
                 "title => document.querySelector('#lesson h2').innerText === title", arg=lesson.title
             )
@@ -374,13 +376,13 @@ def test_a_walk_through_the_lessons(browser: Any, url: str) -> None:
                 page.wait_for_function(
                     "document.querySelector('#lesson-numbers').innerText.match(/with noise|together/)"
                 )
-            if number + 1 < len(LESSONS):
+            if number + 1 < len(lessons):
                 page.click("#lesson-next")
         assert page.locator("#lesson-next").is_disabled()
         last = page.url.partition("?")[2].partition("&")[2]
-        assert last.endswith(f"lesson={len(LESSONS)}")
+        assert last.endswith(f"lesson={len(lessons)}")
         assert visit.serious_findings() == []
-    likelihood = next(i for i, lesson in enumerate(LESSONS) if lesson.numbers == "likelihood")
+    likelihood = next(i for i, lesson in enumerate(lessons) if lesson.numbers == "likelihood")
     query = f"&tab=lessons&lesson={likelihood + 1}&example=0"
     with Visit(browser, url, query=query, shown="#lessons") as visit:
         visit.page.wait_for_function(  # the example's own numbers, without another tab's being opened

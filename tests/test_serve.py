@@ -21,12 +21,13 @@ from helpers import SHAPE
 from PIL import Image
 
 from unirestorer import UniRestorer, __version__
+from unirestorer.config import Scope
 from unirestorer.demo.hosting import host
 from unirestorer.demo.hosting.host import Limits, read_limits
-from unirestorer.demo.hosting.jobs import Watch, guard
+from unirestorer.demo.hosting.jobs import MODEL_QUEUE, Watch, guard
 from unirestorer.demo.hosting.serve import Desk
-from unirestorer.demo.page import MODEL_QUEUE, build_page, launch_options
-from unirestorer.demo.view import words
+from unirestorer.demo.page import build_page, launch_options
+from unirestorer.demo.view import notices
 from unirestorer.experts import ExpertBank
 from unirestorer.networks import build_network
 
@@ -72,11 +73,19 @@ class Server:
         self.slow = Slow()
         bank = self.slow.bank(model)
         bank.guard = guard
-        patched = UniRestorer(model.extractor, model.tree, model.router, bank, model.map, Path("tiny"))
+        patched = UniRestorer(
+            model.extractor,
+            model.tree,
+            model.router,
+            bank,
+            Scope(model.mode, model.ranges),
+            model.map,
+            Path("tiny"),
+        )
         self.log = io.StringIO()
         self.test = 0  # sessions of two tests are never the same
         watch = Watch(limits, self.log)
-        self.page = build_page(patched)
+        self.page = build_page([patched], watch)
         self.desk = Desk(self.page, watch, "tiny", folder)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -215,7 +224,7 @@ def test_a_visitor_may_not_fill_the_queue(server: Server) -> None:
     refused = server.outcome("a")
     assert refused["success"] is False and refused["output"]["error"].startswith("2 jobs of yours")
     assert server.join("b", photo).status_code == 200, "another visitor may"
-    assert [event.session_hash[-1] for event in server.desk.jobs()[0]] == ["b"], "the first one has left"
+    assert [ticket.session[-1] for ticket in server.desk.jobs()[0]] == ["b"], "the first one has left"
     server.slow.go.set()
     assert server.outcome("b")["success"]
 
@@ -235,8 +244,8 @@ def test_the_expected_wait_follows_the_last_jobs() -> None:
     watch = Watch(Limits())
     watch._durations.extend([10.0, 30.0])
     assert watch.expected_wait(3) == 60
-    assert words.roughly(watch.expected_wait(3)) == "about 60 seconds"
-    assert [words.roughly(s) for s in (0.3, 44, 200)] == [
+    assert notices.roughly(watch.expected_wait(3)) == "about 60 seconds"
+    assert [notices.roughly(s) for s in (0.3, 44, 200)] == [
         "a few seconds",
         "about 40 seconds",
         "about 3 minutes",
@@ -248,7 +257,7 @@ def test_cancelling_stops_at_the_next_tile_and_lets_the_next_job_in(server: Serv
     event = server.join("a", wide).json()["event_id"]
     assert server.slow.entered.wait(PATIENCE)
     server.cancel("a", event)
-    server.until(lambda: not server.desk.is_wanted(event))
+    server.until(lambda: not server.desk.line.is_awaited(event))
     server.slow.go.set()
     server.until(lambda: bool(server.entries()))
     (entry,) = server.entries()
@@ -263,14 +272,14 @@ def test_the_tab_itself_works_and_stops(server: Server) -> None:
     event = server.join("a", wide, "the tab", [], "", None, "type").json()["event_id"]
     assert server.slow.entered.wait(PATIENCE)
     server.cancel("a", event, "the tab")
-    server.until(lambda: not server.desk.is_wanted(event))
+    server.until(lambda: not server.desk.line.is_awaited(event))
     server.slow.go.set()
     server.until(lambda: bool(server.entries()))
     assert server.entries()[0]["error"] == "StoppedError" and server.slow.tiles == 1
     server.join("b", wide, "the tab", ["derain"], "", None, "type")
     assert server.outcome("b")["success"]
     entry = server.entries()[-1]
-    assert entry["event"] == "layout.run" and "error" not in entry and len(entry["experts"]) in (1, 2)
+    assert entry["event"] == "restore.run" and "error" not in entry and len(entry["experts"]) in (1, 2)
 
 
 def test_a_waiting_job_can_be_cancelled(server: Server) -> None:
@@ -370,7 +379,7 @@ def test_wrong_inputs_are_a_sentence(server: Server, data: list, capfd: pytest.C
 def test_an_unknown_event_is_a_sentence(server: Server, number: int) -> None:
     body = {"data": [], "fn_index": number, "session_hash": "a"}
     answer = server.http.post("/gradio_api/queue/join", json=body)
-    assert answer.status_code == 400 and answer.json()["detail"] == words.wrong_input()
+    assert answer.status_code == 400 and answer.json()["detail"] == notices.wrong_input()
 
 
 @pytest.mark.parametrize("path", ["queue/join", "run/restore", "call/restore", "reset", "cancel", "upload"])
@@ -392,7 +401,7 @@ def test_a_fault_of_the_server_is_told_and_its_place_logged(
 ) -> None:
     monkeypatch.setattr(server.desk, "jobs", lambda: 1 / 0)  # what /healthz counts
     answer = server.http.get("/healthz")
-    assert answer.status_code == 500 and answer.text == words.fault()
+    assert answer.status_code == 500 and answer.text == notices.fault()
     monkeypatch.undo()
     (entry,) = server.entries()
     assert entry["error"] == "ZeroDivisionError" and entry["detail"][-1].startswith("test_serve.py:")
@@ -407,7 +416,7 @@ def test_files_of_the_server_cannot_be_named(server: Server, path: str) -> None:
         server.join("a", photo)
         refused = server.outcome("a")
         assert refused["success"] is False, photo
-        server.join("a", [photo], "route_files")
+        server.join("a", [photo], "route_given")
         told = server.outcome("a")
         assert told["success"] is False or "None of these files is a photo" in json.dumps(told)
     assert server.slow.tiles == 0
@@ -518,7 +527,7 @@ def test_stopping_finishes_what_runs_and_tells_the_others(model: UniRestorer, tm
             assert not thread.is_alive()
         assert outcomes["a"]["success"], "it was running"
         for session in "bc":
-            assert outcomes[session]["output"]["error"] == words.stopping()
+            assert outcomes[session]["output"]["error"] == notices.stopping()
         assert server.entries()[-1] == {**server.entries()[-1], "event": "stopped", "unfinished": 0}
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{server.url}/healthz", timeout=5)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
+from unirestorer.config import Scope
 from unirestorer.experts import DEFAULT_TILE_PX, ExpertBank
 from unirestorer.extractor import Extractor
 from unirestorer.imaging import load_image
@@ -32,6 +33,7 @@ class UniRestorer:
         tree: DegradationTree,
         router: Router,
         experts: ExpertBank,
+        scope: Scope,
         map_: DegradationMap | None = None,
         folder: Path | None = None,
     ) -> None:
@@ -45,6 +47,7 @@ class UniRestorer:
         self.device = experts.device
         self.folder = folder  # of the checkpoint
         self.name = folder.name if folder else ""
+        self.mode, self.ranges = scope.mode, scope.ranges
 
     @classmethod
     def from_pretrained(
@@ -69,6 +72,7 @@ class UniRestorer:
             tree,
             checkpoint.router(tree).to(where),
             bank,
+            Scope(checkpoint.mode, checkpoint.ranges),
             map_,
             checkpoint.folder,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -13,30 +13,33 @@ from unirestorer.demo.hosting import jobs
 from unirestorer.demo.hosting.gradio_patches import photo_input
 from unirestorer.types import Task
 
+if TYPE_CHECKING:
+    from unirestorer.demo.page import Page
+
 TASKS = [task.value for task in Task]
 
 
-def said(function: Callable[..., Any]) -> Callable[..., Any]:
+def sentence_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with a user's mistake (ValueError) turned into the one sentence that a client is told."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def wrapped(*args: Any, **options: Any) -> Any:  # noqa: ANN401
         try:
-            return function(*args, **kwargs)
+            return function(*args, **options)
         except ValueError as error:
             raise gr.Error(jobs.sorry(error), print_exception=False) from None
 
     return wrapped
 
 
-def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
-    """Add the three endpoints to the page under construction; their components are never drawn.
+class Endpoints:
+    """What programs may ask of a page; the docstrings are those that they are shown."""
 
-    A second model's names end in `suffix`; to degrade takes no model, so that there is one /degrade.
-    """
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
 
-    @said
-    def restore(photo: str, tasks: list[str], expert: str) -> tuple[str, dict[str, Any]]:
+    @sentence_errors
+    def restore(self, photo: str, tasks: list[str], expert: str) -> tuple[str, dict[str, Any]]:
         """Restore a photo. Without tasks and expert the router decides alone.
 
         Args:
@@ -48,10 +51,10 @@ def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
             The restored photo as a PNG file of the same size, and the report: probabilities, path,
             percentiles, seconds.
         """
-        return handlers.restore(photo, tasks, expert)
+        return self._handlers.restore(photo, tasks, expert)
 
-    @said
-    def inspect(photo: str, tasks: list[str]) -> dict[str, Any]:
+    @sentence_errors
+    def inspect(self, photo: str, tasks: list[str]) -> dict[str, Any]:
         """Say what the router sees in a photo and whom it would ask, without restoring it.
 
         Args:
@@ -61,11 +64,11 @@ def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
         Returns:
             The report: probabilities, path, percentiles, seconds.
         """
-        return handlers.inspect(photo, tasks)
+        return self._handlers.inspect(photo, tasks)
 
-    @said
+    @sentence_errors
     def degrade(
-        photo: str, recipe: str, task: str | None, strength: float | None, seed: float | None
+        self, photo: str, recipe: str, task: str | None, strength: float | None, seed: float | None
     ) -> tuple[str, dict[str, Any]]:
         """Degrade a photo by a recipe, or by one task's degradation.
 
@@ -79,8 +82,16 @@ def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
         Returns:
             The degraded photo as a PNG file, and the recipe that made it.
         """
-        return handlers.degrade(photo, recipe, task or "", strength, None if seed is None else int(seed))
+        number = None if seed is None else int(seed)
+        return self._handlers.degrade(photo, recipe, task or "", strength, number)
 
+
+def add_endpoints(page: Page) -> None:
+    """Add the three endpoints to the page under construction; their components are never drawn.
+
+    There is one /degrade, the first model's.
+    """
+    endpoints = Endpoints(page.handlers)
     with gr.Group(visible=False):
         photo = photo_input(label="Photo")
         tasks = gr.CheckboxGroup(TASKS, label="Tasks")
@@ -92,10 +103,17 @@ def add_endpoints(handlers: Handlers, queue: str, suffix: str = "") -> None:
         image = gr.Image(type="filepath", format="png", label="Image")
         data = gr.JSON(label="Report")
         button = gr.Button()
-    settings = {"concurrency_id": queue, "concurrency_limit": 1, "show_progress": "hidden"}
-    button.click(restore, [photo, tasks, expert], [image, data], api_name=f"restore{suffix}", **settings)
-    button.click(inspect, [photo, tasks], data, api_name=f"inspect{suffix}", **settings)
-    if not suffix:
-        button.click(
-            degrade, [photo, recipe, task, strength, seed], [image, data], api_name="degrade", **settings
-        )
+    for function, inputs, outputs in (
+        (endpoints.restore, [photo, tasks, expert], [image, data]),
+        (endpoints.inspect, [photo, tasks], data),
+        (endpoints.degrade, [photo, recipe, task, strength, seed], [image, data]),
+    ):
+        name = function.__name__
+        if name != "degrade" or not page.suffix:
+            button.click(
+                inputs=inputs,
+                outputs=outputs,
+                api_name=f"{name}{page.suffix}",
+                show_progress="hidden",
+                **page.job(function),
+            )

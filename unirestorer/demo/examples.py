@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from unirestorer.demo.photos import data_uri
 from unirestorer.types import TASK_NOUNS
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
@@ -39,16 +38,16 @@ def find_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
         ("clean", "clean"),
         *((stem, stem.replace("-", " + ")) for stem in SEVERAL),
     ]
-    found = [Example(folder / f"{stem}.png", word) for stem, word in names]
-    return tuple(example for example in found if example.path.is_file())
+    examples = (Example(folder / f"{stem}.png", word) for stem, word in names)
+    return tuple(example for example in examples if example.path.is_file())
 
 
 def pick(examples: tuple[Example, ...], index: object) -> Example:
     """The example that a click named. Raises ValueError for anything but one of their numbers."""
-    known = {str(i): example for i, example in enumerate(examples)}
-    if str(index) not in known:
+    by_number = {str(i): example for i, example in enumerate(examples)}
+    if str(index) not in by_number:
         raise ValueError("unknown example: choose one of those shown")
-    return known[str(index)]
+    return by_number[str(index)]
 
 
 def thumbnails_html(examples: tuple[Example, ...], *, several: bool = False) -> str:
@@ -71,10 +70,3 @@ def _thumbnail(path: Path) -> str:
         image = image.convert("RGB")
     image.thumbnail(THUMBNAIL_PX)
     return data_uri(image)
-
-
-def data_uri(image: Image.Image) -> str:
-    """The picture as a JPEG that travels inside the page."""
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -17,18 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 from torch import Tensor
 
-from unirestorer.degradation import RANGES, Recipe, compose
-from unirestorer.imaging import load_image, to_pil
+from unirestorer.degradation import Recipe, compose
+from unirestorer.demo.photos import photo_bytes, read_photo, shrink
+from unirestorer.imaging import to_pil
 from unirestorer.pipeline import Clock, UniRestorer
 from unirestorer.report import describe
 from unirestorer.types import Decision, Restoration, Task, named_tasks
 
-SHOWN_PX = 1600  # longest side of what a browser is shown; downloads have full size
+KEPT_SECONDS = 3600  # files and memories of a visitor
 LARGE_PX = 1_500_000  # a photo with more pixels is told what was decided before it is restored
 
 Progress = Callable[[float], None]
@@ -75,7 +75,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class View:
-    """A state of the page. `fresh` says that the photo is new; `message` that something was wrong."""
+    """A state of the Restore tab. `fresh` says that the photo is new, `error` what was wrong with it."""
 
     memory: Memory | None = None
     choice: Shown | None = None
@@ -137,18 +137,18 @@ class Handlers:
                     report = describe(self.model, decided.decision)
                     yield View(tasks=named, expert=expert, decided=report, megapixels=pixels / 1e6)
                 memory = self.auto(photo, progress, decided)
-            wanted = bool(named or expert)
-            view = View(memory, None, named, expert, fresh=fresh, waiting=wanted)
-            if fresh or not wanted:
+            second = bool(named or expert)
+            view = View(memory, None, named, expert, fresh=fresh, waiting=second)
+            if fresh or not second:
                 yield replace(view, json=self._report(memory, None, named, expert))
-            if wanted:
+            if second:
                 choice = self.choose(memory, named, expert, progress)
                 report = self._report(memory, choice, named, expert)
                 yield replace(view, choice=choice, json=report, fresh=False, waiting=False)
         except ValueError as error:
             yield View(tasks=named, expert=expert, error=error)
 
-    def known(self, photo: str, tasks: list[str], expert: str) -> View | None:
+    def prepared_view(self, photo: str, tasks: list[str], expert: str) -> View | None:
         """The first view of a photo that was restored ahead, or nothing: it takes no model.
 
         Raises ValueError for an unknown task.
@@ -224,8 +224,27 @@ class Handlers:
         self, photo: str | None, recipe: str, task: str, strength: float | None, seed: int | None
     ) -> tuple[str, dict[str, Any]]:
         """A photo's file and a recipe -> the degraded PNG and the recipe. Raises ValueError."""
-        made = make_recipe(recipe, task, strength, seed)
+        made = self.make_recipe(recipe, task, strength, seed)
         return self.write(to_pil(made.apply(read_photo(photo))), "degraded"), made.to_dict()
+
+    def make_recipe(self, text: str, task: str, strength: float | None, seed: int | None) -> Recipe:
+        """The recipe in a JSON text, or else one step of `task`, by default of a middling trained strength.
+
+        A `seed` overrules the recipe's. Raises ValueError.
+        """
+        if seed is not None and (isinstance(seed, float) and not seed.is_integer()):
+            raise ValueError(f"a seed is a whole number, got {seed}")
+        if text and text.strip():
+            recipe = Recipe.from_json(text)
+            return recipe if seed is None else recipe.reseeded(int(seed))
+        if not task:
+            raise ValueError("nothing to degrade with: give a recipe or a task")
+        known = Task(task)
+        if strength is None:
+            if known not in self.model.ranges:
+                raise ValueError(f"this model was trained on no strength of {known}: give one")
+            strength = sum(self.model.ranges[known].trained) / 2
+        return compose({known: strength}, int(seed or 0), self.model.mode)
 
     def _show(self, result: Restoration, name: str) -> Shown:
         image = to_pil(result.image)
@@ -253,45 +272,3 @@ class Handlers:
             return save_bytes_to_cache(data, name, str(self.folder))
         except OSError:
             raise ValueError("the server cannot store the result just now: try again later") from None
-
-
-def shrink(image: Image.Image, longest: int = SHOWN_PX) -> Image.Image:
-    """The image itself, or a smaller copy whose longer side is `longest`."""
-    if max(image.size) <= longest:
-        return image
-    scale = longest / max(image.size)
-    return image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
-
-
-def read_photo(photo: str | None) -> Tensor:
-    """A photo's file as (1, 3, H, W) in [0, 1]. The errors (ValueError) never repeat the file's name."""
-    return load_image(photo_bytes(photo))
-
-
-def photo_bytes(photo: str | None) -> bytes:
-    """What a photo's file holds. Raises ValueError when there is none."""
-    if not photo:
-        raise ValueError("no photo was given: upload, paste or take one")
-    try:
-        return Path(photo).read_bytes()
-    except OSError:
-        raise ValueError("the photo is no longer kept here: upload it again") from None
-
-
-def make_recipe(recipe: str, task: str, strength: float | None, seed: int | None) -> Recipe:
-    """The recipe written as JSON, or else one step of `task`, by default in the middle of its trained range.
-
-    A `seed` overrules the recipe's. Raises ValueError.
-    """
-    if seed is not None and (isinstance(seed, float) and not seed.is_integer()):
-        raise ValueError(f"a seed is a whole number, got {seed}")
-    if recipe and recipe.strip():
-        made = Recipe.from_json(recipe)
-        return made if seed is None else made.reseeded(int(seed))
-    if not task:
-        raise ValueError("nothing to degrade with: give a recipe or a task")
-    known = Task(task)
-    middle = float(np.mean(RANGES["single"][known]["in"]))
-    return compose({known: middle if strength is None else strength}, int(seed or 0))

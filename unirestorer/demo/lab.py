@@ -12,37 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirestorer.degradation import RANGES, Recipe, compose
+from unirestorer.degradation import Recipe, compose
 from unirestorer.demo.examples import FOLDER
-from unirestorer.demo.handlers import Handlers, read_photo, shrink
-from unirestorer.demo.tabs.compare import centre
+from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.photos import centre, read_photo, shrink
+from unirestorer.demo.scale import scales_of
 from unirestorer.demo.view import words
 from unirestorer.imaging import as_file, load_image, to_pil
 from unirestorer.metrics import SSIM_WINDOW_PX, psnr, ssim
 from unirestorer.report import describe
-from unirestorer.tree import DegradationTree
 from unirestorer.types import Route, Task
 
 LAB_PX = 480  # longest side of the photo that is degraded: everything answers while a slider moves
 SWEEP_STEPS = 13
 SWEEP_PX = 240  # side of the middle part that a sweep restores under every expert
 BUILT_IN = FOLDER / "clean.png"
-NONE: dict[Task, float] = {  # the strength at which a degradation is hardly there, in the unit of RANGES
-    Task.DERAIN: 0,
-    Task.DEHAZE: 0,
-    Task.DENOISE: 0,
-    Task.DEBLUR: 1,
-    Task.LOWLIGHT: 1,
-    Task.DESNOW: 0,
-    Task.DEJPEG: 95,
-}
 
 
 @dataclass(frozen=True)
 class Spoiling:
     """What the visitor does to the photo: one degradation, which a sweep moves, and others at will.
 
-    A strength of `NONE` leaves its degradation out.
+    Strengths are those of the opened model's scales; a scale's `none` leaves its degradation out.
     """
 
     task: Task
@@ -50,24 +41,6 @@ class Spoiling:
     seed: int = 0
     others: Mapping[Task, float] = field(default_factory=dict)
     backwards: bool = False  # the last of Fig. A first
-
-    def recipe(self) -> Recipe:
-        """In the order of the paper's Fig. A, or backwards. Raises ValueError outside a task's span."""
-        strengths = {**self.others, self.task: self.strength}
-        for task, strength in strengths.items():
-            ends = span(task)
-            if not min(ends) <= strength <= max(ends):
-                raise ValueError(
-                    f"strength of {task.value}: expected {min(ends):g} to {max(ends):g}, got {strength}"
-                )
-        present = {task: strength for task, strength in strengths.items() if strength != NONE[task]}
-        recipe = compose(present, self.seed)
-        return recipe.reversed() if self.backwards else recipe
-
-    def named(self) -> tuple[Task, ...]:
-        """The tasks that an instruction names: those of the recipe, or the one that is not there yet."""
-        tasks = self.recipe().tasks or {self.task}
-        return tuple(task for task in Task if task in tasks)
 
 
 @dataclass(frozen=True)
@@ -103,40 +76,41 @@ class Point:
     levels: tuple[float, ...]
 
 
-def known_tasks(tree: DegradationTree) -> tuple[Task, ...]:
-    """The tasks that some leaf of the tree serves."""
-    known = {task for sets in tree.task_sets for tasks in sets for task in tasks}
-    return tuple(task for task in Task if task in known)
-
-
-def span(task: Task) -> tuple[float, float]:
-    """From none to the far end of the held-out band; quality goes down."""
-    low, high = RANGES["single"][task]["out"]
-    return NONE[task], low if NONE[task] > high else high
-
-
-def beyond(task: Task, strength: float) -> bool:
-    """Whether a strength lies in the band that training never saw."""
-    low, high = RANGES["single"][task]["in"]
-    return strength < low if NONE[task] > high else strength > high
-
-
 class Lab:
     """The model behind the lab. Files for the browser go where the page's other files go."""
 
     def __init__(self, handlers: Handlers) -> None:
         self.handlers, self.model = handlers, handlers.model
+        self.scales = scales_of(handlers.model)
+
+    def recipe(self, spoiling: Spoiling) -> Recipe:
+        """In the order of the paper's Fig. A, or backwards. Raises ValueError outside a task's scale."""
+        strengths = {**spoiling.others, spoiling.task: spoiling.strength}
+        for task, strength in strengths.items():
+            if task not in self.scales:
+                raise ValueError(f"this model knows no {task.value}: choose among {', '.join(self.scales)}")
+            low, high = self.scales[task].limits
+            if not low <= strength <= high:
+                raise ValueError(f"strength of {task.value}: expected {low:g} to {high:g}, got {strength}")
+        present = {task: value for task, value in strengths.items() if value != self.scales[task].none}
+        recipe = compose(present, spoiling.seed, self.model.mode)
+        return recipe.reversed() if spoiling.backwards else recipe
+
+    def named(self, spoiling: Spoiling) -> tuple[Task, ...]:
+        """The tasks that an instruction names: those of the recipe, or the one that is not there yet."""
+        tasks = self.recipe(spoiling).tasks or {spoiling.task}
+        return tuple(task for task in Task if task in tasks)
 
     def trials(self, photo: str | None, spoiling: Spoiling) -> Iterator[Trial]:
         """First the route, which answers while a slider moves, then the restored photo and the scores.
 
         Raises ValueError for what is no photo and for a strength or seed that cannot be.
         """
-        recipe = spoiling.recipe()
+        recipe = self.recipe(spoiling)
         clean = lab_photo(photo)
         degraded = as_file(recipe.apply(clean))
         decision = self.model.inspect(degraded)
-        named = self.model.route(decision.estimate, spoiling.named())
+        named = self.model.route(decision.estimate, self.named(spoiling))
         trial = Trial(
             recipe, describe(self.model, decision), self.handlers.write(to_pil(degraded), "degraded")
         )
@@ -158,14 +132,14 @@ class Lab:
         The route sees the whole photo; the experts restore its middle part of at most `SWEEP_PX` a side.
         """
         clean = lab_photo(photo)
-        start, end = span(spoiling.task)
+        scale = self.scales[spoiling.task]
         points = []
         for step in range(SWEEP_STEPS):
-            strength = start + (end - start) * step / (SWEEP_STEPS - 1)
+            strength = scale.none + (scale.end - scale.none) * step / (SWEEP_STEPS - 1)
             now = replace(spoiling, strength=strength)
-            degraded = as_file(now.recipe().apply(clean))
+            degraded = as_file(self.recipe(now).apply(clean))
             decision = self.model.inspect(degraded)
-            named = self.model.route(decision.estimate, now.named())
+            named = self.model.route(decision.estimate, self.named(now))
             part, original = centre(degraded, SWEEP_PX), centre(clean, SWEEP_PX)
             outputs = self._outputs(part, decision.route, named)
             quality = {expert: psnr(output, original)[0] for expert, output in outputs.items()}
@@ -194,10 +168,9 @@ class Lab:
         notes = {"auto": auto, "instruction": int(named.expert), "best": best}
         rows = [Score("", "as degraded", *agreement(degraded, clean))]
         for expert in [*path, *(expert for expert in outputs if expert not in path)]:
-            said = tuple(note for note, who in notes.items() if who == expert)
-            rows.append(
-                Score(tree.expert_names[expert], words.expert_label(tree, expert), *measured[expert], said)
-            )
+            own = tuple(note for note, holder in notes.items() if holder == expert)
+            name, label = tree.expert_names[expert], words.expert_label(tree, expert)
+            rows.append(Score(name, label, *measured[expert], own))
         return tuple(rows)
 
 

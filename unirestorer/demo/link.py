@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unirestorer.demo.lab import NONE, known_tasks, span
 from unirestorer.demo.lessons import LESSONS
-from unirestorer.tree import DegradationTree
+from unirestorer.demo.scale import Scale, scales_of
+from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
 TABS = ("restore", "lab", "compare", "batch", "lessons", "card")
@@ -29,34 +29,34 @@ class Link:
     others: Mapping[Task, float] = field(default_factory=dict)  # more degradations in the lab
     backwards: bool = False
     lesson: int = 1
-    hide: frozenset[str] = frozenset()  # of TABS but the first, and "sidebar"; page.js hides them
 
 
-def read_link(query: Mapping[str, str], tree: DegradationTree, examples: int) -> Link:
-    """The state that a query such as `tab=lab&task=denoise&strength=60` asks for. Rubbish is passed over."""
-    known = known_tasks(tree)
+def read_link(query: Mapping[str, str], model: UniRestorer, examples: int) -> Link:
+    """The state that a query such as `tab=lab&task=denoise&strength=60` asks for. Rubbish is passed over.
+
+    A tab of `hide`, which page.js hides, is not opened.
+    """
+    scales = scales_of(model)
     tab = query.get("tab", "")
     expert = query.get("expert", "")
     named = set(query.get("tasks", "").split("."))
-    task = next((task for task in known if task.value == query.get("task")), None)
-    first = task or known[0]  # what the lab starts with is not named in an address
-    example = _whole(query.get("example"), examples - 1)
-    more = {one: _strength(query.get(one.value), one) for one in known if one is not first}
-    others = {one: value for one, value in more.items() if value not in (None, NONE[one])}
-    strength = _strength(query.get("strength"), first)
-    hidden = set(query.get("hide", "").split(".")) & {*TABS[1:], "sidebar"}
+    task = next((task for task in scales if task.value == query.get("task")), None)
+    first = task or next(iter(scales))  # what the lab starts with is not named in an address
+    more = {other: _strength(query.get(other.value), scales[other]) for other in scales if other is not first}
+    others = {other: value for other, value in more.items() if value not in (None, scales[other].none)}
+    strength = _strength(query.get("strength"), scales[first])
+    hidden = query.get("hide", "").split(".")
     return Link(
         tab=tab if tab in TABS and tab not in hidden else "restore",
-        example=example,
-        tasks=tuple(task for task in known if task.value in named),
-        expert=expert if expert in tree.expert_names else "",
+        example=_whole(query.get("example"), examples - 1),
+        tasks=tuple(task for task in scales if task.value in named),
+        expert=expert if expert in model.tree.expert_names else "",
         task=task if strength is None and not others else first,
         strength=strength,
         seed=_whole(query.get("seed"), 2**31 - 1) or 0,
         others=others,
         backwards=query.get("backwards") == "1",
         lesson=_whole(query.get("lesson"), len(LESSONS)) or 1,
-        hide=frozenset(hidden),
     )
 
 
@@ -75,11 +75,10 @@ def _whole(text: str | None, most: int) -> int | None:
     return int(text) if int(text) <= most else None
 
 
-def _strength(text: str | None, task: Task) -> float | None:
-    if text is None:
-        return None
+def _strength(text: str | None, scale: Scale) -> float | None:
     try:
-        value = float(text[:20])
+        value = float((text or "")[:20])
     except ValueError:
         return None
-    return value if math.isfinite(value) and min(span(task)) <= value <= max(span(task)) else None
+    low, high = scale.limits
+    return value if math.isfinite(value) and low <= value <= high else None

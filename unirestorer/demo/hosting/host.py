@@ -94,16 +94,16 @@ def sweep(folder: Path, kept_seconds: float, most_bytes: int, now: float | None 
     Files younger than a minute stay in any case. Returns the number of deleted files.
     """
     now = time.time() if now is None else now
-    found: list[tuple[float, int, Path]] = []
+    files: list[tuple[float, int, Path]] = []  # age in seconds, bytes
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # deleted meanwhile
             status = path.lstat()
             if not path.is_dir() or path.is_symlink():
                 # A file of the future is old, too: a clock that was set back must not keep it for ever.
-                found.append((abs(now - status.st_ctime), status.st_size, path))
-    total = sum(size for _, size, _ in found)
+                files.append((abs(now - status.st_ctime), status.st_size, path))
+    total = sum(size for _, size, _ in files)
     deleted = 0
-    for age, size, path in sorted(found, key=lambda entry: -entry[0]):
+    for age, size, path in sorted(files, key=lambda entry: -entry[0]):
         if age < YOUNG_SECONDS or (age < kept_seconds and total <= most_bytes):
             continue
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """One visitor's use of the model as a job: it can be stopped, it has a time limit, and it leaves one line in
 the log, without photo or name.
 
-`Watch.job` makes a job of a function of the page; `guard`, which every model is given, asks between two tiles
-whether the running one may go on.
+`Watch.job` makes a job of a function that runs the model; `guard`, which every model is given, asks between
+two tiles whether the running one may go on.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from statistics import fmean
 from typing import Any, TextIO
 
 import gradio as gr
-from gradio.context import LocalContext
 from gradio_client.exceptions import AppError
 from torch import Tensor
 
 from unirestorer.checkpoint import PartError
-from unirestorer.demo.hosting.host import Limits, give_back_memory
-from unirestorer.demo.view import words
+from unirestorer.demo.hosting.gradio_patches import running_event
+from unirestorer.demo.hosting.host import Limits, give_back_memory, lent_gpu
+from unirestorer.demo.view import notices
 from unirestorer.experts import out_of_memory
 
+MODEL_QUEUE = "model"  # every event that runs the model waits in this one line
 RECENT = 20  # jobs whose mean duration makes the expected wait
 
 
@@ -67,11 +68,11 @@ _current: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 def sorry(error: ValueError) -> str:
-    """`words.sorry` for an error that a visitor is about to be told; its kind goes into the job's line."""
+    """`notices.sorry` for an error that a visitor is about to be told; its kind goes into the job's line."""
     job = _current.get()
     if job is not None:
         _note(job, error)
-    return words.sorry(error)
+    return notices.sorry(error)
 
 
 def _note(job: Job, error: BaseException) -> None:
@@ -115,18 +116,19 @@ class Watch:
     def may_go_on(self, job: Job) -> None:
         """Raises StoppedError or OutOfTimeError where the job has to end."""
         if job.seconds > self.limits.seconds:
-            raise OutOfTimeError(words.out_of_time(self.limits.seconds))
+            raise OutOfTimeError(notices.out_of_time(self.limits.seconds))
         if job.identity is not None and not self.is_wanted(job.identity):
             raise StoppedError("the job was stopped")
 
-    def job(self, function: Callable[..., Any], event: str, gpu: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` of the page as a job. `gpu` wraps what may use a GPU that is lent per call."""
+    def job(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of the page as a job, named in the log by its module and its own name."""
+        event = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"  # several tabs have a "run"
+        work = lent_gpu(self.limits.seconds)(function)
         if inspect.isgeneratorfunction(function):
-            work = gpu(function)
 
             @functools.wraps(function)
             def steps(*args: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401
-                job = Job(self, event, LocalContext.event_id.get(None))
+                job = Job(self, event, running_event())
                 results = work(*args, **options)
                 nothing = object()
                 try:
@@ -143,11 +145,10 @@ class Watch:
                     self._finished(job)
 
             return steps
-        work = gpu(function)
 
         @functools.wraps(function)
         def whole(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-            job = Job(self, event, LocalContext.event_id.get(None))
+            job = Job(self, event, running_event())
             try:
                 with self._running(job):
                     return work(*args, **options)
@@ -170,8 +171,7 @@ class Watch:
             raise gr.Error(sorry(error), print_exception=False) from None
         except Exception as error:
             _note(job, error)
-            memory = "There is not enough memory for this photo just now: try a smaller one."
-            text = memory if out_of_memory(error) else words.fault()
+            text = notices.no_memory() if out_of_memory(error) else notices.fault()
             raise gr.Error(text, print_exception=False) from None
         finally:
             _current.reset(token)

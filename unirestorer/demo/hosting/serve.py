@@ -12,16 +12,12 @@ import html
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import Request
-from gradio.data_classes import PredictBodyInternal
-from gradio.processing_utils import check_all_files_in_cache
-from gradio.queueing import Event
-from gradio.server_messages import ProcessCompletedMessage
 from gradio_client.exceptions import AppError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,10 +27,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unirestorer import __version__
-from unirestorer.demo.hosting.host import Limits, choose_port, free_bytes, lent_gpu, sweep
-from unirestorer.demo.hosting.jobs import Watch, guard, places
-from unirestorer.demo.page import MODEL_QUEUE, launch_options
-from unirestorer.demo.view import words
+from unirestorer.demo.hosting.gradio_patches import Line, Ticket, explain_inputs
+from unirestorer.demo.hosting.host import Limits, choose_port, free_bytes, sweep
+from unirestorer.demo.hosting.jobs import MODEL_QUEUE, Watch, guard, places
+from unirestorer.demo.page import build_page, launch_options
+from unirestorer.demo.view import notices
 from unirestorer.pipeline import UniRestorer
 
 SWEEP_SECONDS = 30
@@ -54,94 +51,46 @@ class Desk:
         self.folder = folder
         self.stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = page._queue
-        self._push = self._queue.push
-        self._queue.max_size = None  # `_refusal` decides, and says more than Gradio would
-        self._queue.push = self.push  # type: ignore[method-assign]
-        self._preprocess = page.preprocess_data
-        page.preprocess_data = self.preprocess  # type: ignore[method-assign]
-        page.api_open = False  # all jobs through the queue
-        watch.is_wanted = self.is_wanted
-        gpu = lent_gpu(watch.limits.seconds)
-        for fn in page.fns.values():
-            if fn.concurrency_id == MODEL_QUEUE and fn.fn is not None:
-                place = fn.fn.__module__.rpartition(".")[2]  # several tabs have a "run"
-                fn.fn = watch.job(fn.fn, f"{place}.{fn.name}", gpu)
+        self.line = Line(page, MODEL_QUEUE, self._refusal)
+        explain_inputs(page, self._explanation)
+        watch.is_wanted = self.line.is_awaited
 
     # The queue
 
-    def jobs(self) -> tuple[list[Event], list[Event]]:
+    def jobs(self) -> tuple[list[Ticket], list[Ticket]]:
         """The waiting and the running jobs."""
-        line = self._queue.event_queue_per_concurrency_id.get(MODEL_QUEUE)
-        running = [event for events in list(self._queue.active_jobs) if events for event in events]
-        return list(line.queue) if line else [], [e for e in running if e.concurrency_id == MODEL_QUEUE]
+        return self.line.waiting(), self.line.running()
 
-    def is_wanted(self, identity: str) -> bool:
-        """Whether an event runs that somebody still waits for."""
-        return any(event._id == identity and event.alive for event in self.jobs()[1])
-
-    def _refusal(self, body: PredictBodyInternal, request: Request) -> str:
+    def _refusal(self, session: str | None, address: str, runs_model: bool) -> str:
         """Why this job may not join the queue; empty when it may."""
+        sentence = self._too_busy(session, address) if runs_model else ""
         if self.stopping:
-            return words.stopping()
-        if self.page.fns[body.fn_index].concurrency_id != MODEL_QUEUE:  # pyright: ignore[reportArgumentType]
-            return ""
+            sentence = notices.stopping()
+        if sentence:
+            self.watch.write(event="refused", waiting=len(self.line.waiting()))
+        return sentence
+
+    def _too_busy(self, session: str | None, address: str) -> str:
         waiting, running = self.jobs()
         everyone = [*waiting, *running]
         wait = self.watch.expected_wait(len(everyone))
         if len(waiting) >= self.limits.jobs:
-            return words.busy(len(waiting), wait)
-        if body.session_hash:
-            mine = sum(event.session_hash == body.session_hash for event in everyone)
-            if mine >= self.limits.visitor_jobs:
-                return words.too_many(mine, "yours", wait)
-        near = sum(_address(event.request) == _address(request) for event in everyone)
+            return notices.busy(len(waiting), wait)
+        own = sum(ticket.session == session for ticket in everyone)
+        if session and own >= self.limits.visitor_jobs:
+            return notices.too_many(own, "yours", wait)
+        near = sum(ticket.address == address for ticket in everyone)
         if near >= self.limits.address_jobs:
-            return words.too_many(near, "your network", wait)
+            return notices.too_many(near, "your network", wait)
         return ""
 
-    async def push(
-        self, body: PredictBodyInternal, request: Request, username: str | None
-    ) -> tuple[bool, Any, Any]:
-        """In place of Gradio's `Queue.push`: the same for a job that is let in, a sentence for another."""
-        if body.fn_index not in self.page.fns:
-            return False, words.wrong_input(), "error"
-        refusal = self._refusal(body, request)
-        if not refusal:
-            return await self._push(body, request, username)
-        self.watch.write(event="refused", waiting=len(self.jobs()[0]))
-        if not body.session_hash:
-            return False, refusal, "queue_full"  # 503 with the sentence: a program without a session
-        event = Event(body.session_hash, self.page.fns[body.fn_index], request, username)
-        async with self._queue.pending_message_lock:
-            if body.session_hash not in self._queue.pending_messages_per_session:
-                self._queue.pending_messages_per_session[body.session_hash] = asyncio.Queue()
-            self._queue.pending_event_ids_session.setdefault(body.session_hash, set()).add(event._id)
-        self._tell(event, refusal)
-        return True, event._id, "success"
-
-    def _tell(self, event: Event, text: str) -> None:
-        """End a job with a sentence, as an error that the page and gradio_client show."""
-        output = {"error": text, "title": "Please wait", "duration": 20, "visible": True}
-        self._queue.send_message(
-            event, ProcessCompletedMessage(output=output, title="Please wait", success=False)
-        )
-
-    async def preprocess(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        """In place of Gradio's `preprocess_data`: what cannot be read is a sentence, not a traceback, and
-        only files that were uploaded may be named.
-        """
-        try:
-            check_all_files_in_cache(inputs)  # pyright: ignore[reportArgumentType] - JSON from a client
-            return await self._preprocess(block_fn, inputs, *args, **options)
-        except AppError as error:
-            text = html.escape(" ".join(error.message.split())[:240], quote=False)
-            raise gr.Error(text, print_exception=False) from None
-        except Exception as error:
-            full = isinstance(error, OSError) and error.errno is not None
-            self.watch.write(event="input", error=type(error).__name__)
-            text = "The server cannot store the photo just now: try again later." if full else ""
-            raise gr.Error(text or words.wrong_input(), print_exception=False) from None
+    def _explanation(self, error: Exception) -> str:
+        """What a visitor is told whose inputs cannot be read."""
+        if isinstance(error, AppError):
+            return html.escape(" ".join(error.message.split())[:240], quote=False)
+        self.watch.write(event="input", error=type(error).__name__)
+        full = isinstance(error, OSError) and error.errno is not None
+        return notices.no_room() if full else notices.wrong_input()
 
     # Health, files and the life of the server
 
@@ -191,7 +140,8 @@ class Desk:
         self.watch.write(event="stopping", waiting=len(waiting), running=len(running))
         if self._loop is not None:
             with contextlib.suppress(Exception):  # a loop that hangs must not keep the server from closing
-                asyncio.run_coroutine_threadsafe(self._send_away(), self._loop).result(5)
+                farewell = self.line.dismiss(notices.stopping())
+                asyncio.run_coroutine_threadsafe(farewell, self._loop).result(5)
         deadline = time.monotonic() + self.limits.stop_seconds
         while self.jobs()[1] and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -199,17 +149,6 @@ class Desk:
             time.sleep(DELIVERY_SECONDS)
         self.page.close(verbose=False)
         self.watch.write(event="stopped", unfinished=len(self.jobs()[1]))
-
-    async def _send_away(self) -> None:
-        for line in self._queue.event_queue_per_concurrency_id.values():
-            events, line.queue[:] = list(line.queue), []
-            for event in events:
-                self._queue.event_ids_to_events.pop(event._id, None)
-                self._tell(event, words.stopping())
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
 
 
 class Gate:
@@ -244,7 +183,7 @@ class Gate:
             detail = {} if mistake else {"detail": places(error)}
             self.desk.watch.write(event="request", error=type(error).__name__, **detail)
             if not started:
-                answer = (words.wrong_input(), 400) if mistake else (words.fault(), 500)
+                answer = (notices.wrong_input(), 400) if mistake else (notices.fault(), 500)
                 await PlainTextResponse(*answer)(scope, receive, send)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -312,10 +251,13 @@ def serve(desk: Desk) -> None:
     desk.stop()
 
 
-def open_desk(
-    page_for: Callable[..., gr.Blocks], models: Sequence[UniRestorer], limits: Limits, folder: Path
-) -> Desk:
-    """The page for `models`, whose experts from now on ask whether their job may go on, and its desk."""
+def open_desk(models: Sequence[UniRestorer], limits: Limits, folder: Path, *, ahead: bool = False) -> Desk:
+    """The page for `models`, whose experts from now on ask whether their job may go on, and its desk.
+
+    With `ahead` the examples are restored at once, in a thread of their own.
+    """
     for model in models:
         model.experts.guard = guard
-    return Desk(page_for(*models), Watch(limits), ", ".join(m.name for m in models), folder)
+    watch = Watch(limits)
+    page = build_page(models, watch, ahead=ahead)
+    return Desk(page, watch, ", ".join(model.name for model in models), folder)

@@ -1,4 +1,4 @@
-"""Many photos through the router alone: who gets how many, and how evenly the levels are loaded."""
+"""The tab of many photos, routed alone: who gets how many, and how evenly the levels are loaded."""
 
 from __future__ import annotations
 
@@ -10,21 +10,83 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unirestorer.degradation import draw_recipe
+import gradio as gr
+
+from unirestorer.degradation import Recipe, degree_words, draw_recipe
 from unirestorer.demo.handlers import Handlers
+from unirestorer.demo.hosting import jobs
 from unirestorer.demo.lab import lab_photo
-from unirestorer.demo.view import words
+from unirestorer.demo.view import notices, words
+from unirestorer.demo.view.html import bar, bars, error_html, scrolled, table
 from unirestorer.imaging import as_file
 from unirestorer.report import describe
 from unirestorer.tree import DegradationTree
+
+if TYPE_CHECKING:
+    from unirestorer.demo.page import Page
+
+Progress = Callable[[float], None]
 
 LIMIT = 50  # photos at once
 COLUMNS = (
     *("photo", "looks like", "finest branch", "granularity", "expert"),
     *("uncertainty percentile", "distance percentile"),
 )
+
+INTRO = f"""<h2 class="title">Many photos at once</h2><p class="sub">A mixture of experts is judged by how it
+shares out the work. Drop up to {LIMIT} photos, or let the cup of coffee be degraded in {LIMIT}
+ways, and see which experts get them. Only the router runs: nothing is restored here.</p>"""
+
+
+def add(page: Page) -> None:
+    """Add the tab to the page under construction."""
+    with gr.Tab("Many photos", id="batch"), gr.Row(equal_height=True):
+        with gr.Column(scale=3, min_width=300, elem_classes="card"):
+            gr.HTML(INTRO)
+            files = gr.File(
+                file_count="multiple",
+                type="filepath",
+                label="Photos to route",
+                height=160,
+                elem_id="batch-files",
+            )
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="batch-seed")
+            vary = gr.Button(f"Degrade one photo in {LIMIT} ways", variant="primary", elem_id="batch-vary")
+        with gr.Column(scale=7, min_width=320, elem_classes="card"):
+            summary = gr.HTML('<p class="sub">The loads will appear here.</p>', elem_id="batch-summary")
+            download = gr.DownloadButton("Table as CSV", size="sm", visible=False, elem_id="batch-csv")
+            routes = gr.HTML(elem_id="batch-table")
+    handlers = page.handlers
+
+    def show(work: Callable[[Progress], list[Routed]], progress: gr.Progress) -> list[Any]:
+        try:
+            rows = work(lambda share: progress(share, desc="Routing"))  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            return [error_html(jobs.sorry(error)), gr.DownloadButton(visible=False), ""]
+        tree = handlers.model.tree
+        file = handlers.keep_bytes(to_csv(tree, rows), "routes.csv")
+        return [summary_html(tree, rows), gr.DownloadButton(value=file, visible=True), table_html(tree, rows)]
+
+    def route_given(
+        files: list[str] | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
+    ) -> list[Any]:
+        shown = show(lambda advance: route_files(handlers, files or [], advance), progress)
+        return [*shown, None]  # the area is free for the next ones
+
+    def route_drawn(
+        seed: float | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        return show(lambda advance: route_variants(handlers, None, int(seed or 0), advance), progress)
+
+    outputs = [summary, download, routes]
+    settings: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [summary]}
+    settings["api_visibility"] = "private"
+    files.upload(inputs=files, outputs=[*outputs, files], **settings, **page.job(route_given))
+    vary.click(inputs=seed, outputs=outputs, **settings, **page.job(route_drawn))
 
 
 @dataclass(frozen=True)
@@ -36,9 +98,7 @@ class Routed:
     error: str = ""
 
 
-def route_files(
-    handlers: Handlers, photos: Sequence[str], progress: Callable[[float], None] | None = None
-) -> list[Routed]:
+def route_files(handlers: Handlers, photos: Sequence[str], progress: Progress | None = None) -> list[Routed]:
     """The route of each photo's file; a bad file is told in its row and the others go on.
 
     Raises ValueError for none and for more than `LIMIT`.
@@ -53,16 +113,16 @@ def route_files(
         try:
             rows.append(Routed(name, handlers.inspect(photo, [])))
         except ValueError as error:
-            rows.append(Routed(name, None, words.complaint(error)))
+            rows.append(Routed(name, None, notices.complaint(error)))
         if progress:
             progress((number + 1) / len(photos))
     return rows
 
 
 def route_variants(
-    handlers: Handlers, photo: str | None, seed: int, progress: Callable[[float], None] | None = None
+    handlers: Handlers, photo: str | None, seed: int, progress: Progress | None = None
 ) -> list[Routed]:
-    """The route of one clean photo degraded in `LIMIT` ways drawn from the trained ranges.
+    """The route of one clean photo degraded in `LIMIT` ways, drawn as the model's training drew them.
 
     Raises ValueError for what is no photo and for a seed that cannot be.
     """
@@ -71,12 +131,17 @@ def route_variants(
     clean, model = lab_photo(photo), handlers.model
     rows = []
     for number in range(LIMIT):
-        recipe = draw_recipe(seed * LIMIT + number, mode="single")
-        name = f"{recipe.words} ({recipe.steps[0].strength:.3g})"
-        rows.append(Routed(name, describe(model, model.inspect(as_file(recipe.apply(clean))))))
+        recipe = draw_recipe(seed * LIMIT + number, mode=model.mode)
+        report = describe(model, model.inspect(as_file(recipe.apply(clean))))
+        rows.append(Routed(recipe_words(recipe), report))
         if progress:
             progress((number + 1) / LIMIT)
     return rows
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """ "heavy rain (120)", "dim light (1.5) and light noise (20)"."""
+    return " and ".join(f"{degree_words(step)} ({step.strength:.3g})" for step in recipe.steps)
 
 
 def loads(tree: DegradationTree, rows: Sequence[Routed]) -> tuple[list[float], list[float], float]:
@@ -130,13 +195,13 @@ def summary_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
     routed = [row.report for row in rows if row.report]
     if not routed:
         return '<p class="say">None of these files is a photo.</p>'
-    levels = "".join(
-        _bar(name, "", share, f"{words.percent(share)} chosen, mean probability {words.percent(mean)}")
+    levels = bars(
+        bar(name, "", share, f"{words.percent(share)} chosen, mean probability {words.percent(mean)}")
         for name, share, mean in zip(words.level_words(tree), hard, soft, strict=True)
     )
     counts = Counter(words.spoken(report["expert_name"]) for report in routed)
-    experts = "".join(
-        _bar("", name, count / len(routed), f"{count} of {len(routed)}")
+    experts = bars(
+        bar("", name, count / len(routed), f"{count} of {len(routed)}")
         for name, count in counts.most_common()
     )
     return (
@@ -144,30 +209,20 @@ def summary_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
         f"{len(tree.expert_names)} experts. "
         f"How unevenly the granularities are used (σ/μ of their loads, Eq. 8 of the paper): "
         f"<b>{uneven:.2f}</b>, from 0 (all alike) to {(tree.levels - 1) ** 0.5:.2f} (one takes all).</p>"
-        f'<div class="split"><div><p class="label">Granularities</p><div class="bars">{levels}</div></div>'
-        f'<div><p class="label">Experts</p><div class="bars">{experts}</div></div></div>'
-    )
-
-
-def _bar(title: str, name: str, share: float, value: str) -> str:
-    return (
-        f'<div class="bar"><span><b>{html.escape(title)}</b> {html.escape(name)}</span>'
-        f'<span class="value">{html.escape(value)}</span>'
-        f'<span class="track"><i style="width:{100 * share:.1f}%"></i></span></div>'
+        f'<div class="split"><div><p class="label">Granularities</p>{levels}</div>'
+        f'<div><p class="label">Experts</p>{experts}</div></div>'
     )
 
 
 def table_html(tree: DegradationTree, rows: Sequence[Routed]) -> str:
     """Every photo's route."""
-    heads = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
-    body = "".join(
+    lines = (
         f'<tr><th scope="row">{html.escape(cells[0])}</th>'
         f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells[1:])}</tr>"
         for cells in table_cells(tree, rows)
     )
     return (
         '<p class="sub">Percentiles are among training photos: at 90 the estimate is shakier, or the photo '
-        "farther from known degradations, than with 90 % of them.</p>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Routes"><table class="routes"><thead><tr>'
-        f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"farther from known degradations, than with 90 % of them.</p>"
+        f"{scrolled('Routes', table('routes', COLUMNS, lines))}"
     )

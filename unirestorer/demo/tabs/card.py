@@ -1,4 +1,4 @@
-"""The model card on the page: what the checkpoint is, what it was measured to do, and where it fails."""
+"""The tab of the model card: what the checkpoint is, what it was measured to do, and where it fails."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import contextlib
 import html
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unirestorer.demo.examples import data_uri
-from unirestorer.demo.handlers import shrink
+import gradio as gr
+
+from unirestorer.demo.photos import data_uri, shrink
 from unirestorer.demo.view import theme, words
+from unirestorer.demo.view.html import scrolled, table
 from unirestorer.imaging import load_image, to_pil
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import TASK_NOUNS, Task
+
+if TYPE_CHECKING:
+    from unirestorer.demo.page import Page
 
 MODES = ("input", "all", "auto", "instruction", "oracle")
 HEADS = ("input", "ALL", "auto", "instruction", "oracle")
@@ -31,6 +36,16 @@ MEANING = (
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w-]+\.\w+)\)")  # a file beside the card
 PICTURES, PICTURE_PX = 8, 1000  # how many at most, and their longest side
 LETTERS = "LL is low light, H haze, N noise, B blur, R rain, S snow."
+
+
+def add(page: Page) -> None:
+    """Add the tab to the page under construction; pictures come once it is opened."""
+    model = page.model
+    with gr.Tab("Model card", id="card") as tab, gr.Column(elem_classes="card", elem_id="model-card"):
+        gr.HTML(card_html(model))
+        gr.Markdown(card_text(model))
+        pictures = gr.HTML(elem_id="card-pictures")
+    tab.select(lambda: card_pictures(model), None, pictures, api_visibility="private", queue=False)
 
 
 def card_text(model: UniRestorer) -> str:
@@ -56,12 +71,12 @@ def card_pictures(model: UniRestorer) -> str:
     What is no picture, or lies elsewhere, is left out.
     """
     figures = []
-    for words_, name in PICTURE.findall(_readme(model))[:PICTURES]:
+    for caption, name in PICTURE.findall(_readme(model))[:PICTURES]:
         with contextlib.suppress(ValueError, OSError):
             image = shrink(to_pil(load_image(model.folder / name)), PICTURE_PX)
-            said = html.escape(words_)
+            alt = html.escape(caption)
             figures.append(
-                f'<figure><img src="{data_uri(image)}" alt="{said}"><figcaption>{said}.</figcaption></figure>'
+                f'<figure><img src="{data_uri(image)}" alt="{alt}"><figcaption>{alt}.</figcaption></figure>'
             )
     return "".join(figures)
 
@@ -85,9 +100,11 @@ def card_html(model: UniRestorer) -> str:
     if cases:
         parts.append(f'<p class="sub after">{MEANING}</p>')
     for band, name in BANDS.items():
-        found = {id_.partition("/")[2]: case for id_, case in cases.items() if id_.startswith(f"{band}/")}
-        if found:
-            parts.append(f'<p class="label">{name}: PSNR in dB</p>{_table(found)}')
+        own = {id_.partition("/")[2]: case for id_, case in cases.items() if id_.startswith(f"{band}/")}
+        if own:
+            rows = (_row(case_name, case) for case_name, case in own.items())
+            results = table("routes", ("case", "photos", *HEADS, "auto’s gain"), rows)
+            parts.append(f'<p class="label">{name}: PSNR in dB</p>{scrolled("Measured results", results)}')
     if any(id_.startswith("mixed-") for id_ in cases):
         parts.append(f'<p class="sub">{LETTERS}</p>')
     return "".join(parts)
@@ -103,27 +120,18 @@ def measured_cases(model: UniRestorer) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _table(cases: dict[str, dict[str, Any]]) -> str:
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("case", "photos", *HEADS, "auto’s gain"))
-    rows = "".join(_row(name, case) for name, case in cases.items())
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Measured results">'
-        f'<table class="routes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-
-
 def _row(name: str, case: dict[str, Any]) -> str:
     psnr = case["psnr"]
     task = next((task for task in Task if name.startswith(f"{task.value}-")), None)
     colour = theme.TASK_COLOURS[task] if task else "currentColor"
     cells = "".join(f"<td>{_number(psnr.get(mode))}</td>" for mode in MODES)
-    said = name
+    label = name
     if task:
-        said = f"{TASK_NOUNS[task]}, {name.removeprefix(f'{task.value}-')}"
+        label = f"{TASK_NOUNS[task]}, {name.removeprefix(f'{task.value}-')}"
     gain = round(float(psnr["auto"]) - float(psnr["input"]), 2) + 0.0  # never "-0.00"
     width = max(0.0, min(100.0, 100 * gain / 15))
     return (
-        f'<tr><th scope="row">{html.escape(said)}</th><td>{_number(case.get("n"), 0)}</td>{cells}'
+        f'<tr><th scope="row">{html.escape(label)}</th><td>{_number(case.get("n"), 0)}</td>{cells}'
         f'<td class="gain"><span class="track"><i style="width:{width:.0f}%;background:{colour}"></i></span>'
         f"{gain:+.2f}</td></tr>"
     )

@@ -1,21 +1,31 @@
-"""The same photo through several experts: those of its path, and any that a visitor adds."""
+"""The tab that shows one photo through several experts: those of its path, and any that a visitor adds."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import gradio as gr
 import torch
-from torch import Tensor
 
-from unirestorer.demo.handlers import Handlers, Memory, read_photo
+from unirestorer.demo.handlers import Handlers, Memory
+from unirestorer.demo.hosting import jobs
+from unirestorer.demo.photos import centre, read_photo
 from unirestorer.demo.view import words
+from unirestorer.demo.view.html import badges, error_html
 from unirestorer.imaging import to_pil
+
+if TYPE_CHECKING:
+    from unirestorer.demo.page import Page
 
 COMPARE_PX = 512  # side of the middle part that is compared, at its own pixels
 AMPLIFIED = 4  # times, in the pictures of what an expert changed
 EXTRA = 3  # experts that a visitor may add
+INTRO = f"""<h2 class="title">The same photo, other experts</h2><p class="sub">The path that the router found,
+coarse to fine, and up to {EXTRA} experts of your choice: what does the wrong one do? You see the middle of
+the photo at its own pixels; zoom and drag move all pictures alike.</p>"""
 
 # Zooming and panning move all panes alike: they share three variables of the element around them.
 ZOOM = """
@@ -66,6 +76,41 @@ watch('value', () => requestAnimationFrame(apply));
 """
 
 
+def add(page: Page) -> None:
+    """Add the tab to the page under construction."""
+    with gr.Tab("Compare experts", id="compare") as tab, gr.Column(elem_classes="card"):
+        gr.HTML(INTRO)
+        extra = gr.Dropdown(
+            words.expert_choices(page.model.tree),
+            value=[],
+            multiselect=True,
+            max_choices=EXTRA,
+            label="Other experts",
+            elem_id="compare-extra",
+        )
+        panes = gr.HTML(panes_html([]), js_on_load=ZOOM, elem_id="compare")
+
+    def run(memory: Memory | None, extra: list[str] | None) -> Iterator[str]:
+        if memory is None:
+            yield panes_html([])
+            return
+        try:
+            for compared in compare(page.handlers, memory, extra or []):
+                yield panes_html(compared)
+        except ValueError as error:
+            yield error_html(jobs.sorry(error))
+
+    gr.on(
+        [tab.select, extra.input],
+        inputs=[page.memory, extra],
+        outputs=panes,
+        api_visibility="private",
+        trigger_mode="always_last",
+        show_progress="minimal",
+        **page.job(run),
+    )
+
+
 @dataclass(frozen=True)
 class Compared:
     """One pane: the photo itself (`expert` "") or an expert's result, as files to show."""
@@ -87,7 +132,7 @@ def compare(handlers: Handlers, memory: Memory, extra: Iterable[str]) -> Iterato
     route = memory.decision.route
     path = tree.expert_table[int(route.leaf)].tolist()
     added = [tree.expert_number(name) for name in extra]
-    x = centre(read_photo(memory.photo))
+    x = centre(read_photo(memory.photo), COMPARE_PX)
     panes = [Compared("", "your photo", handlers.write(to_pil(x), "photo"))]
     for expert in dict.fromkeys([*path, *added[:EXTRA]]):
         result = model.experts(x, torch.tensor([expert])).cpu()
@@ -103,12 +148,6 @@ def compare(handlers: Handlers, memory: Memory, extra: Iterable[str]) -> Iterato
             )
         )
         yield list(panes)
-
-
-def centre(x: Tensor, side: int = COMPARE_PX) -> Tensor:
-    """The middle of x (B, 3, H, W), at most `side` pixels each way."""
-    top, left = (max(0, (length - side) // 2) for length in x.shape[2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def panes_html(panes: list[Compared]) -> str:
@@ -133,19 +172,18 @@ def panes_html(panes: list[Compared]) -> str:
 
 def _pane(pane: Compared) -> str:
     name = html.escape(pane.name)
-    badges = "".join(f'<em class="badge">{html.escape(note)}</em>' for note in pane.notes)
     pictures = f'<img class="result" src="{_address(pane.picture)}" alt="{name}" draggable="false">'
-    told = ""
+    change = ""
     if pane.difference:
         pictures += (
             f'<img class="difference" src="{_address(pane.difference)}" alt="What {name} changed" '
             'draggable="false">'
         )
-        told = f"<small>changes {pane.change:.1f} of 255 grey levels on average</small>"
+        change = f"<small>changes {pane.change:.1f} of 255 grey levels on average</small>"
     keys = f"{name}: arrow keys move, + and - zoom"
     return (
         f'<li><figure><div class="pane" tabindex="0" role="group" aria-label="{keys}">'
-        f"{pictures}</div><figcaption><b>{name}</b> {badges}{told}</figcaption></figure></li>"
+        f"{pictures}</div><figcaption><b>{name}</b> {badges(pane.notes)}{change}</figcaption></figure></li>"
     )
 
 

@@ -1,28 +1,33 @@
-"""The degradation lab's components and events; `lab` decides, `lab_figures` and `words` show."""
+"""The degradation lab's tab: its components and events; `demo/lab.py` decides, `view` shows."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unirestorer.degradation import RANGES
 from unirestorer.degradation.recipe import degree_words
 from unirestorer.demo.hosting import jobs
 from unirestorer.demo.hosting.gradio_patches import photo_input
-from unirestorer.demo.lab import NONE, Lab, Spoiling, Trial, beyond, known_tasks, span
+from unirestorer.demo.lab import SWEEP_STEPS, Lab, Spoiling, Trial
+from unirestorer.demo.scale import Scale
 from unirestorer.demo.view import figures, lab_figures, words
+from unirestorer.demo.view.html import error_html
 from unirestorer.pipeline import UniRestorer
 from unirestorer.types import Task
 
+if TYPE_CHECKING:
+    from unirestorer.demo.page import Page
+
 INTRO = """<h2 class="title">Degradation lab</h2><p class="sub">Take a clean photo, spoil it by a known
 amount, and watch the router: since the original is known, every expert can be scored.</p>"""
-SWEEP_INTRO = """<h2 class="title">From none to beyond training</h2><p class="sub">The same photo at thirteen
-strengths. Where the finest expert knows no such strength, a coarser one should take over: see whether it
-does, and what it gains. To be quick, PSNR is that of the photo’s middle; the route sees it whole.</p>"""
+SWEEP_INTRO = f"""<h2 class="title">From none to beyond training</h2><p class="sub">The same photo at
+{words.counted(SWEEP_STEPS, "strength")}. Where the finest expert knows no such strength, a coarser one should
+take over: see whether it does, and what it gains. To be quick, PSNR is that of the photo’s middle; the route
+sees it whole.</p>"""
 
 # Plays a sweep: moves the star over the map and the line over the curves, by itself or under the slider.
 PLAYER = """
@@ -68,12 +73,47 @@ watch('value', stop);
 
 @dataclass(frozen=True)
 class Controls:
+    """What the visitor may set; lessons and the address do so through `set`, the seed apart."""
+
+    scales: dict[Task, Scale]
     photo: gr.Image
     task: gr.Radio
     strength: gr.Slider
     seed: gr.Number
     others: dict[Task, gr.Slider]  # more degradations at once
     backwards: gr.Checkbox
+
+    @property
+    def parts(self) -> list[Any]:
+        """The components that `set` sets."""
+        return [self.task, self.strength, self.backwards, *self.others.values()]
+
+    def set(self, spoiling: Spoiling) -> dict[Any, Any]:
+        """Updates of `parts`."""
+        slider = strength_slider(self.scales[spoiling.task])
+        others = {
+            component: gr.Slider(
+                value=spoiling.others.get(task, self.scales[task].none), visible=task is not spoiling.task
+            )
+            for task, component in self.others.items()
+        }
+        return {
+            self.task: spoiling.task.value,
+            self.strength: gr.Slider(**{**slider, "value": spoiling.strength}),
+            self.backwards: spoiling.backwards,
+            **others,
+        }
+
+    def read(self, values: dict[Any, Any]) -> Spoiling:
+        """What the visitor has set, from the values of all components."""
+        task = Task(values[self.task])
+        others = {
+            other: float(values[slider])
+            for other, slider in self.others.items()
+            if other is not task and values[slider] != self.scales[other].none
+        }
+        seed = int(values[self.seed] or 0)
+        return Spoiling(task, float(values[self.strength]), seed, others, values[self.backwards])
 
 
 @dataclass(frozen=True)
@@ -93,71 +133,55 @@ class SweepDisplay:
     trajectory: gr.Plot
 
 
-def add_lab(lab: Lab, tab: gr.Tab, queue: str) -> Controls:
-    """Fill the tab under construction and connect its events; returns what lessons may set."""
-    with gr.Row(equal_height=True):
-        controls = _controls(known_tasks(lab.model.tree))
-        display = _display()
-    sweep = _sweep()
-    _connect(lab, tab, controls, display, sweep, queue)
+def add(page: Page) -> Controls:
+    """Add the tab to the page under construction."""
+    lab = Lab(page.handlers)
+    with gr.Tab("Degradation lab", id="lab") as tab:
+        with gr.Row(equal_height=True):
+            controls = _controls(lab.scales)
+            display = _display()
+        sweep = _sweep()
+        _connect_trials(page, tab, lab, controls, display)
+        _connect_sweep(page, lab, controls, sweep)
     return controls
 
 
-def strength_slider(task: Task) -> dict[str, Any]:
-    """The slider's settings for one degradation: its span, a middling strength, and what was trained."""
-    low, high = RANGES["single"][task]["in"]
-    ends = span(task)
-    whole = max(ends) > 5
-    middle = (low + high) / 2
+# Components
+
+
+def strength_slider(scale: Scale) -> dict[str, Any]:
+    """The slider's settings for one degradation: its scale, a middling strength, and what was trained."""
+    low, high = scale.limits
     return {
-        "minimum": min(ends),
-        "maximum": max(ends),
-        "value": round(middle) if whole else round(middle, 2),
-        "step": 1 if whole else 0.05,
-        "label": words.strength_label(task),
-        "info": words.trained_range(task),
+        "minimum": low,
+        "maximum": high,
+        "value": scale.trained(0.5),
+        "step": scale.step,
+        "label": words.strength_label(scale),
+        "info": words.trained_range(scale),
     }
 
 
-def set_lab(controls: Controls, spoiling: Spoiling) -> dict[Any, Any]:
-    """What sets the controls: updates of the components that `lab_parts` lists, the seed apart."""
-    slider = strength_slider(spoiling.task)
-    others = {
-        component: gr.Slider(value=spoiling.others.get(one, NONE[one]), visible=one is not spoiling.task)
-        for one, component in controls.others.items()
-    }
-    return {
-        controls.task: spoiling.task.value,
-        controls.strength: gr.Slider(**{**slider, "value": spoiling.strength}),
-        controls.backwards: spoiling.backwards,
-        **others,
-    }
-
-
-def lab_parts(controls: Controls) -> list[Any]:
-    """The components that `set_lab` sets."""
-    return [controls.task, controls.strength, controls.backwards, *controls.others.values()]
-
-
-def _controls(tasks: tuple[Task, ...]) -> Controls:
+def _controls(scales: dict[Task, Scale]) -> Controls:
+    first = next(iter(scales))
     with gr.Column(scale=4, min_width=320, elem_classes="card"):
         gr.HTML(INTRO)
-        task = gr.Radio(
-            [(words.TASK_WORDS[task], task.value) for task in tasks],
-            value=tasks[0].value,
+        chosen = gr.Radio(
+            [(words.TASK_WORDS[task], task.value) for task in scales],
+            value=first.value,
             label="Spoil it with",
             elem_id="lab-task",
         )
-        strength = gr.Slider(**strength_slider(tasks[0]), elem_id="lab-strength", buttons=[])
+        strength = gr.Slider(**strength_slider(scales[first]), elem_id="lab-strength", buttons=[])
         with gr.Accordion("More degradations at once", open=False, elem_id="lab-more"):
             others = {
-                one: gr.Slider(
-                    **{**strength_slider(one), "value": NONE[one], "info": words.trained(one)},
-                    visible=one is not tasks[0],
-                    elem_id=f"lab-{one.value}",
+                task: gr.Slider(
+                    **{**strength_slider(scale), "value": scale.none, "info": words.trained(scale)},
+                    visible=task is not first,
+                    elem_id=f"lab-{task.value}",
                     buttons=[],
                 )
-                for one in tasks
+                for task, scale in scales.items()
             }
             backwards = gr.Checkbox(
                 label="Backwards",
@@ -173,7 +197,7 @@ def _controls(tasks: tuple[Task, ...]) -> Controls:
             elem_id="lab-photo",
             alt_text="The clean photo you gave",
         )
-    return Controls(photo, task, strength, seed, others, backwards)
+    return Controls(scales, photo, chosen, strength, seed, others, backwards)
 
 
 def _display() -> Display:
@@ -210,11 +234,11 @@ def _sweep() -> SweepDisplay:
     return SweepDisplay(button, sentence, player, curves, trajectory)
 
 
-def verdict_html(trial: Trial) -> str:
+def verdict_html(trial: Trial, scales: dict[Task, Scale]) -> str:
     """What was done to the photo, and what the router thinks of it."""
     made = words.made_with(
         (
-            (degree_words(step), step.strength, beyond(step.task, step.strength))
+            (degree_words(step), step.strength, scales[step.task].beyond(step.strength))
             for step in trial.recipe.steps
         ),
         trial.recipe.seed,
@@ -236,97 +260,77 @@ def sure_html(model: UniRestorer, trial: Trial) -> str:
     return "".join([*parts, figures.level_bars(model.tree, trial.report), figures.caption_bars(trial.report)])
 
 
-def _connect(
-    lab: Lab, tab: gr.Tab, controls: Controls, display: Display, sweep: SweepDisplay, queue: str
-) -> None:
-    model = lab.model
+# Events
+
+
+def _connect_trials(page: Page, tab: gr.Tab, lab: Lab, controls: Controls, display: Display) -> None:
+    """Every change degrades and restores anew."""
 
     def choose(task: str) -> list[gr.Slider]:
         return [
-            gr.Slider(**strength_slider(Task(task))),
-            *(gr.Slider(visible=one.value != task) for one in controls.others),
+            gr.Slider(**strength_slider(lab.scales[Task(task)])),
+            *(gr.Slider(visible=other.value != task) for other in controls.others),
         ]
-
-    def read(values: dict[Any, Any]) -> Spoiling:
-        task = Task(values[controls.task])
-        others = {
-            one: float(values[slider])
-            for one, slider in controls.others.items()
-            if one is not task and values[slider] != NONE[one]
-        }
-        seed = int(values[controls.seed] or 0)
-        return Spoiling(task, float(values[controls.strength]), seed, others, values[controls.backwards])
 
     def run(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         try:
-            for trial in lab.trials(values[controls.photo], read(values)):
+            for trial in lab.trials(values[controls.photo], controls.read(values)):
                 updates: dict[Any, Any] = {
-                    display.verdict: verdict_html(trial),
-                    display.sure: sure_html(model, trial),
+                    display.verdict: verdict_html(trial, lab.scales),
+                    display.sure: sure_html(lab.model, trial),
                 }
                 if trial.restored:
                     updates[display.slider] = (trial.degraded, trial.restored)
                     updates[display.scores] = lab_figures.scores_html(trial.scores)
                 yield updates
         except ValueError as error:
-            yield {display.verdict: sorry(error)}
+            yield {display.verdict: error_html(jobs.sorry(error))}
 
+    others = list(controls.others.values())
+    moved = [controls.strength, controls.seed, controls.backwards, *others]
+    event: dict[str, Any] = {
+        "inputs": {controls.photo, controls.task, *moved},
+        "outputs": list(vars(display).values()),
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "trigger_mode": "always_last",
+        **page.job(run),
+    }
+    gr.on([tab.select, controls.photo.change, *(component.input for component in moved)], **event)
+    chosen = controls.task.input(choose, controls.task, [controls.strength, *others], **page.quiet)
+    chosen.then(**event)
+
+
+def _connect_sweep(page: Page, lab: Lab, controls: Controls, sweep: SweepDisplay) -> None:
     def run_sweep(
         values: dict[Any, Any],
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> dict[Any, Any]:
-        def tell(share: float) -> None:
+        def advance(share: float) -> None:
             progress(share, desc="Sweeping")
 
         try:
-            spoiling = read(values)
-            points = lab.sweep(values[controls.photo], spoiling, tell)
+            spoiling = controls.read(values)
+            points = lab.sweep(values[controls.photo], spoiling, advance)
         except ValueError as error:
-            return {sweep.sentence: sorry(error)}
-        task = spoiling.task
-        told = [(p.strength, p.report["expert_name"], p.report.get("e_gran_percentile")) for p in points]
+            return {sweep.sentence: error_html(jobs.sorry(error))}
+        model, scale = lab.model, lab.scales[spoiling.task]
+        path = [(p.strength, p.report["expert_name"], p.report.get("e_gran_percentile")) for p in points]
         updates: dict[Any, Any] = {
-            sweep.sentence: f'<p class="say">{html.escape(words.swept(task, told))}</p>',
-            sweep.player: gr.HTML(lab_figures.player_html(model.tree, task, points), visible=True),
-            sweep.curves: gr.Plot(lab_figures.sweep_figure(model.tree, task, points), visible=True),
+            sweep.sentence: f'<p class="say">{html.escape(words.swept(spoiling.task, path))}</p>',
+            sweep.player: gr.HTML(lab_figures.player_html(model.tree, scale, points), visible=True),
+            sweep.curves: gr.Plot(lab_figures.sweep_figure(model.tree, scale, points), visible=True),
         }
         if model.map is not None:
-            way = lab_figures.trajectory_figure(model.map, model.tree, task, points)
+            way = lab_figures.trajectory_figure(model.map, model.tree, scale, points)
             updates[sweep.trajectory] = gr.Plot(way, visible=True)
         return updates
 
-    settings: dict[str, Any] = {"api_visibility": "private", "concurrency_id": queue, "concurrency_limit": 1}
-    shown = [display.verdict, display.slider, display.scores, display.sure]
-    others = list(controls.others.values())
-    inputs = {controls.photo, controls.task, controls.strength, controls.seed, controls.backwards, *others}
-    quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    moved = [controls.strength, controls.seed, controls.backwards, *others]
-    gr.on(
-        [tab.select, controls.photo.change, *(component.input for component in moved)],
-        run,
-        inputs,
-        shown,
-        **quiet,
-        **settings,
-    )
-    controls.task.input(
-        choose,
-        controls.task,
-        [controls.strength, *others],
-        api_visibility="private",
-        queue=False,
-        show_progress="hidden",
-    ).then(run, inputs, shown, show_progress="hidden", **settings)
     sweep.button.click(
-        run_sweep,
-        inputs,
-        [sweep.sentence, sweep.player, sweep.curves, sweep.trajectory],
+        inputs={controls.photo, controls.task, controls.seed, *controls.parts},
+        outputs=[sweep.sentence, sweep.player, sweep.curves, sweep.trajectory],
+        api_visibility="private",
         show_progress="minimal",
         show_progress_on=[sweep.sentence],
-        **settings,
+        **page.job(run_sweep),
     )
-
-
-def sorry(error: ValueError) -> str:
-    """A user's mistake where the verdict would stand."""
-    return f'<div class="verdict bad"><p class="lead">{jobs.sorry(error)}</p></div>'

@@ -10,17 +10,19 @@ import plotly.graph_objects as go
 
 from unirestorer.degradation.recipe import DEGREES
 from unirestorer.demo.view import theme, words
+from unirestorer.demo.view.html import bars, probability_bar
 from unirestorer.map import DegradationMap
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Task
 
 BINS = 36
 LINE_COLOUR = "#64748B"
+NO_TOOLS = ["toImage", "select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"]  # of plotly's bar
 
 
 def colour_by(tree: DegradationTree) -> tuple[str, ...]:
     """What the map may be coloured by, the usual first."""
-    return ("group", "subgroup") if words.knows_several(tree) else ("type", "degree", "finest expert")
+    return ("group", "subgroup") if words.mixes_types(tree) else ("type", "degree", "finest expert")
 
 
 def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") -> go.Figure:
@@ -49,11 +51,7 @@ def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") ->
         height=430,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        modebar={
-            "remove": ["toImage", "select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"],
-            "orientation": "v",
-            "bgcolor": "rgba(0,0,0,0)",
-        },
+        modebar={"remove": NO_TOOLS, "orientation": "v", "bgcolor": "rgba(0,0,0,0)"},
         font={"size": 13},
     )
     for axis, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
@@ -65,7 +63,7 @@ def map_figure(map_: DegradationMap, tree: DegradationTree, by: str = "type") ->
 
 def _groups(map_: DegradationMap, tree: DegradationTree, by: str) -> list[tuple[str, str, str, np.ndarray]]:
     """(name, colour, symbol, rows) of the map's points; the symbol is always the task's or the cluster's."""
-    if words.knows_several(tree):
+    if words.mixes_types(tree):
         return _clusters(map_, tree, by)
     groups = []
     for name, colour, symbol, rows in _tasks(map_):
@@ -262,32 +260,16 @@ def level_bars(tree: DegradationTree, report: dict[str, Any] | None = None) -> s
         entry = None if report is None else report["levels"][level]
         chosen = report is not None and report["level"] == level
         expert = words.spoken(entry["name"]) if entry else ""
-        rows.append(bar(name, expert, entry["probability"] if entry else None, chosen))
-    return (
-        '<p class="label">Granularity: how narrow the expert is</p>'
-        f'<div class="bars" role="list">{"".join(rows)}</div>'
-    )
+        rows.append(probability_bar(name, expert, entry["probability"] if entry else None, chosen=chosen))
+    return f'<p class="label">Granularity: how narrow the expert is</p>{bars(rows)}'
 
 
 def caption_bars(report: dict[str, Any] | None) -> str:
     """The captions that fit the photo best, and what they have to do with the verdict."""
     if report is None:
         return ""
-    rows = [bar("", caption["text"], caption["probability"], False) for caption in report["captions"]]
+    rows = [probability_bar("", caption["text"], caption["probability"]) for caption in report["captions"]]
     return (
-        f'<p class="label">In words</p><div class="bars wide" role="list">{"".join(rows)}</div>'
+        f'<p class="label">In words</p>{bars(rows, wide=True)}'
         f'<p class="sub after">{html.escape(words.captions_note(report))}</p>'
-    )
-
-
-def bar(title: str, name: str, probability: float | None, chosen: bool) -> str:
-    """One labelled bar, to stand inside an element of class "bars"; unknown probabilities are a dash."""
-    share = probability or 0.0
-    mark = '<span class="tick" aria-hidden="true">✓</span><span class="sr">chosen</span>' if chosen else ""
-    title = f"<b>{html.escape(title)}</b> " if title else ""
-    return (
-        f'<div class="bar{" chosen" if chosen else ""}" role="listitem">'
-        f'<span class="name">{title}{html.escape(name)}{mark}</span>'
-        f'<span class="value">{"–" if probability is None else words.percent(share)}</span>'
-        f'<span class="track"><i style="width:{100 * share:.1f}%"></i></span></div>'
     )

@@ -11,9 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from unirestorer.demo.handlers import View
-from unirestorer.demo.lab import known_tasks
 from unirestorer.demo.link import page_paths
-from unirestorer.demo.view import figures, words
+from unirestorer.demo.view import figures, notices, words
+from unirestorer.demo.view.html import error_html
 from unirestorer.demo.view.tree import tree_html
 from unirestorer.pipeline import UniRestorer
 
@@ -128,9 +128,9 @@ def model_line(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
     count = len(model.tree.expert_names)
     name = f"Model <b>{html.escape(model.name)}</b>: {count} experts. " if model.name else ""
     links = "".join(
-        f'<a href="./{path}" data-model="{path}"{" aria-current=page" if one is model else ""}>'
-        f"<b>{html.escape(one.name)}</b><span>{words.made_for(one.tree)}</span></a>"
-        for one, path in zip(models, page_paths([one.name for one in models]), strict=True)
+        f'<a href="./{path}" data-model="{path}"{" aria-current=page" if other is model else ""}>'
+        f"<b>{html.escape(other.name)}</b><span>{words.made_for(other.mode)}</span></a>"
+        for other, path in _paths(models)
     )
     switch = f'<p class="label">Model set</p><nav aria-label="Model set">{links}</nav>'
     return f'{switch if len(models) > 1 else ""}<p class="device">{name}{words.device(model.device.type)}</p>'
@@ -138,26 +138,29 @@ def model_line(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
 
 def other_models(model: UniRestorer, models: Sequence[UniRestorer]) -> str:
     """What another model is made for, said below a result, with a link to its page."""
-    several = words.knows_several(model.tree)
+    several = model.mode == "mixed"
     asked = "Only one thing wrong with it" if several else "More than one thing wrong with it"
     links = [
-        f'<a href="./{path}" data-model="{path}">the model <b>{html.escape(one.name)}</b></a>'
-        for one, path in zip(models, page_paths([one.name for one in models]), strict=True)
-        if words.knows_several(one.tree) != several
+        f'<a href="./{path}" data-model="{path}">the model <b>{html.escape(other.name)}</b></a>'
+        for other, path in _paths(models)
+        if other.mode != model.mode
     ]
     knows = "knows one degradation at a time" if several else "is made for several degradations at once"
     return f'<p class="hint">{asked}? Try {links[0]}, which {knows}.</p>' if links else ""
 
 
+def _paths(models: Sequence[UniRestorer]) -> list[tuple[UniRestorer, str]]:
+    return list(zip(models, page_paths([model.name for model in models]), strict=True))
+
+
 def _verdict(model: UniRestorer, view: View, auto: dict[str, Any] | None) -> str:
     if view.error is not None:
-        return f'<div class="verdict bad"><p class="lead">{words.sorry(view.error)}</p></div>'
+        return error_html(notices.sorry(view.error))
     if auto is None:
-        what = words.task_list(known_tasks(model.tree)).replace(" and ", " or ")
-        several = words.knows_several(model.tree)
-        what = f"several at once of {what}" if several else what
+        what = words.task_list(model.ranges).replace(" and ", " or ")
+        several = model.mode == "mixed"
         return WELCOME.format(
-            what=what[0].upper() + what[1:],
+            what=words.first_upper(f"several at once of {what}" if several else what),
             finest="a narrow family of mixtures" if several else "heavy rain alone",
         )
     doubt = words.doubt(auto)
@@ -176,10 +179,10 @@ def _title(mode: str, report: dict[str, Any]) -> str:
 
 
 def _choice_words(view: View, choice: dict[str, Any]) -> str:
-    said = words.choice_sentence(choice, view.tasks, view.expert)
+    sentence = words.choice_sentence(choice, view.tasks, view.expert)
     if view.memory and not view.expert and view.memory.auto.report["expert"] == choice["expert"]:
-        said += " Auto mode chose the same expert: the pictures are the same."
-    return f'<p class="sub">{html.escape(said)}</p>'
+        sentence += " Auto mode chose the same expert: the pictures are the same."
+    return f'<p class="sub">{html.escape(sentence)}</p>'
 
 
 def _what(model: UniRestorer, auto: dict[str, Any] | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-from pathlib import Path
 
 from gradio.themes import Base, Default
 from gradio.themes.utils.fonts import LocalFont
@@ -45,14 +44,6 @@ SHELL_STYLE = f"""@media (min-width: 769px) {{
     padding-left: clamp(0px, {ASIDE_PX}px - (100vw - 1680px) / 2, {ASIDE_PX}px) !important;
   }}
 }}"""
-
-STYLE = Path(__file__).parents[1] / "page.css"
-SCRIPT = Path(__file__).parents[1] / "page.js"
-
-
-def head() -> str:
-    """What goes into the page's <head>."""
-    return f"<style>{SHELL_STYLE}</style><script>{SCRIPT.read_text(encoding='utf-8')}</script>"
 
 
 def degree_colours(colour: str, count: int) -> list[str]:

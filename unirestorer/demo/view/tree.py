@@ -118,7 +118,8 @@ class _Drawing:
         name = self.tree.words(number)
         level, index = self.tree.level_of(number)
         if level > 0:
-            said = f"{self.tree.names[level - 1][int(self.tree.parents[level][index])]}, "
-            if name.startswith(said):
-                return f'<span class="sr">{html.escape(said)}</span>{html.escape(name.removeprefix(said))}'
+            parent = f"{self.tree.names[level - 1][int(self.tree.parents[level][index])]}, "
+            if name.startswith(parent):
+                rest = name.removeprefix(parent)
+                return f'<span class="sr">{html.escape(parent)}</span>{html.escape(rest)}'
         return html.escape(name)

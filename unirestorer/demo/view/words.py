@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from unirestorer.checkpoint import PartError
-from unirestorer.degradation import RANGES, strength_name
 from unirestorer.degradation.recipe import CLEAN_CAPTION
+from unirestorer.demo.scale import Scale
 from unirestorer.tree import DegradationTree
-from unirestorer.types import TASK_NOUNS, Task
+from unirestorer.types import TASK_NOUNS, Mode, Task
 
 TASK_WORDS = TASK_NOUNS | {Task.DEJPEG: "JPEG artefacts"}
 STAGE_WORDS = {
@@ -22,20 +20,30 @@ STAGE_WORDS = {
     "restore": "restore",
 }
 SPREAD_LIMIT = 0.12  # of the map's width: beyond it the neighbours lie apart
-NBSP = "\u00a0"
-
-
 UNFAMILIAR = 95  # percentile of the distance from known degradations above which to doubt everything
+NBSP = "\u00a0"
+COUNTS = (
+    *("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+    *("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
 
 
-def knows_several(tree: DegradationTree) -> bool:
-    """Whether a tree is made for photos with several degradations at once."""
-    return any(len(tasks) > 1 for sets in tree.task_sets for tasks in sets)
+def made_for(mode: Mode) -> str:
+    """Which photos a model is made for."""
+    return "several degradations at once" if mode == "mixed" else "one degradation"
 
 
-def made_for(tree: DegradationTree) -> str:
-    """Which photos a model's tree is made for."""
-    return "several degradations at once" if knows_several(tree) else "one degradation"
+def first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def number_word(number: int) -> str:
+    return COUNTS[number] if number < len(COUNTS) else str(number)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "seven types", "one root", "27 experts"."""
+    return f"{number_word(count)} {noun}{'s' * (count != 1)}"
 
 
 def percent(share: float) -> str:
@@ -74,12 +82,17 @@ def plain(name: str) -> str:
     return re.sub(r" \d+$", "", spoken(name))
 
 
+def mixes_types(tree: DegradationTree) -> bool:
+    """Whether nodes below ALL hold several types."""
+    return any(len(tasks) > 1 for sets in tree.task_sets for tasks in sets)
+
+
 def level_words(tree: DegradationTree) -> tuple[str, ...]:
     """The granularities' names, coarse to fine: ALL, TYPE and DEGREE in a tree of three levels, unless its
     nodes mix types.
     """
     if tree.levels == 3:
-        return ("ALL", "GROUP", "SUBGROUP") if knows_several(tree) else ("ALL", "TYPE", "DEGREE")
+        return ("ALL", "GROUP", "SUBGROUP") if mixes_types(tree) else ("ALL", "TYPE", "DEGREE")
     names = [f"LEVEL{NBSP}{level}" for level in range(tree.levels)]
     return ("ALL", *names[1:]) if tree.levels > 1 else tuple(names)
 
@@ -87,6 +100,11 @@ def level_words(tree: DegradationTree) -> tuple[str, ...]:
 def expert_label(tree: DegradationTree, expert: int) -> str:
     """An expert in words with its granularity: "DEGREE: heavy rain"."""
     return f"{level_words(tree)[tree.level_of(expert)[0]]}: {spoken(tree.words(expert))}"
+
+
+def expert_choices(tree: DegradationTree) -> list[tuple[str, str]]:
+    """(label, name) of every expert, for a list to choose from."""
+    return [(expert_label(tree, number), name) for number, name in enumerate(tree.expert_names)]
 
 
 def role(level: int, levels: int, *, mixes: bool = False) -> str:
@@ -239,11 +257,6 @@ def at_work(megapixels: float) -> str:
     return f"Now restoring {megapixels:.0f}{NBSP}megapixels, piece by piece."
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """Auto mode in two sentences."""
-    return f"{looks_like(report)} {took_over(report)}"
-
-
 def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) -> str:
     """What an instruction (`tasks`) or a forced `expert` changed."""
     named = list(tasks)
@@ -266,41 +279,40 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
 # The degradation lab
 
 
-def strength_label(task: Task) -> str:
-    """What the lab's slider moves: "Noise: σ, of 255 grey levels"."""
-    name = TASK_WORDS[task]
-    return f"{name[0].upper()}{name[1:]}: {strength_name(task)}"
+def strength_label(scale: Scale) -> str:
+    """What the lab's slider moves: "Noise: σ of 255"."""
+    return f"{first_upper(TASK_WORDS[scale.task])}: {scale.unit}"
 
 
-def trained(task: Task) -> str:
+def trained(scale: Scale) -> str:
     """The strengths that the experts were trained on."""
-    low, high = RANGES["single"][task]["in"]
+    low, high = scale.range.trained
     return f"Trained on {low:g} to {high:g}."
 
 
-def trained_range(task: Task) -> str:
+def trained_range(scale: Scale) -> str:
     """What lies where on the slider."""
-    low, high = RANGES["single"][task]["in"]
-    worse = "lower" if task is Task.DEJPEG else "higher"
+    low, high = scale.range.trained
+    worse = "lower" if scale.falls else "higher"
     return f"The experts were trained on {low:g} to {high:g}; {worse} is beyond anything they saw."
 
 
 def made_with(steps: Iterable[tuple[str, float, bool]], seed: int) -> str:
     """How the lab's photo was made, from each step's (name, strength, beyond the trained range)."""
-    told = [
+    parts = [
         f"{name} (strength {strength:.3g}{', beyond the trained range' if is_beyond else ''})"
         for name, strength, is_beyond in steps
     ]
-    return f"Made with {', then '.join(told) or 'nothing'}; seed {seed}."
+    return f"Made with {', then '.join(parts) or 'nothing'}; seed {seed}."
 
 
 def switches(points: Iterable[tuple[float, str]]) -> list[tuple[float, str]]:
     """(strength, expert) where a sweep's expert changes, the first one included."""
-    found: list[tuple[float, str]] = []
+    changes: list[tuple[float, str]] = []
     for strength, expert in points:
-        if not found or found[-1][1] != expert:
-            found.append((strength, expert))
-    return found
+        if not changes or changes[-1][1] != expert:
+            changes.append((strength, expert))
+    return changes
 
 
 def swept(task: Task, points: list[tuple[float, str, float | None]]) -> str:
@@ -309,7 +321,7 @@ def swept(task: Task, points: list[tuple[float, str, float | None]]) -> str:
     """
     changes = switches((strength, expert) for strength, expert, _ in points)
     path = ", ".join(f"{plain(expert)} (from {strength:.3g})" for strength, expert in changes)
-    sentence = f"{strength_label(task).partition(':')[0]} restored by: {path}."
+    sentence = f"{first_upper(TASK_WORDS[task])} restored by: {path}."
     first, last = points[0][2], points[-1][2]
     if first is not None and last is not None:
         sentence += (
@@ -337,65 +349,3 @@ def timing(seconds: dict[str, float]) -> str:
     return " · ".join(
         f"{STAGE_WORDS.get(stage, stage)} {duration(value)}" for stage, value in seconds.items()
     )
-
-
-# Many visitors
-
-
-def roughly(seconds: float) -> str:
-    """A wait as people say it: "a few seconds", "about 40 seconds", "about 3 minutes"."""
-    if seconds < 10:
-        return "a few seconds"
-    if seconds < 90:
-        return f"about {10 * round(seconds / 10):.0f} seconds"
-    return f"about {seconds / 60:.0f} minutes"
-
-
-def busy(waiting: int, seconds: float) -> str:
-    """The queue is full."""
-    return f"{waiting} jobs are waiting, and there is room for no more: try again in {roughly(seconds)}."
-
-
-def too_many(jobs: int, who: str, seconds: float) -> str:
-    """One visitor (`who`: "you", or "your network") has enough jobs for now."""
-    return (
-        f"{jobs} jobs of {who} are waiting or running, and others want their turn: "
-        f"try again in {roughly(seconds)}."
-    )
-
-
-def stopping() -> str:
-    """The server has been told to stop."""
-    return "The server is about to restart: try again in a minute."
-
-
-def out_of_time(seconds: float) -> str:
-    """A job took longer than one visitor gets."""
-    return f"this took longer than the {seconds:.0f} seconds that one job may take: make the photo smaller"
-
-
-def fault() -> str:
-    """Something failed that is not the visitor's mistake."""
-    return "Something went wrong here, and it is not your mistake: try again, or another photo."
-
-
-def wrong_input() -> str:
-    """A program sent what the endpoint does not take."""
-    return "The inputs are not what this endpoint takes: gradio_api/info lists their names and types."
-
-
-def complaint(error: ValueError) -> str:
-    """A user's mistake, or an expert that cannot be had, as one sentence of plain text."""
-    if isinstance(error, PartError):
-        return "This expert cannot be loaded on the server just now: force another one, or try again later."
-    text = re.sub(r"\s+", " ", str(error)).strip()[:240].rstrip(".")
-    if text.startswith("image: "):
-        text = text.removeprefix("image: ")
-        text = re.sub(r"^got (.+?), expected (.+), ([^,]+)$", r"it is \1 (expected \2); \3", text)
-        text = f"this photo cannot be used: {text}"
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def sorry(error: ValueError) -> str:
-    """The same, safe as HTML."""
-    return html.escape(complaint(error))
