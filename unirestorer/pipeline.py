@@ -21,7 +21,7 @@ from unirestorer.imaging import load_image
 from unirestorer.map import DegradationMap
 from unirestorer.routing import Router
 from unirestorer.tree import DegradationTree
-from unirestorer.types import Decision, Estimate, Restoration, Route
+from unirestorer.types import Decision, Estimate, Mode, Restoration, Route
 
 
 class UniRestorer:
@@ -37,17 +37,10 @@ class UniRestorer:
         map_: DegradationMap | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.extractor, self.tree, self.router, self.experts, self.map = (
-            extractor,
-            tree,
-            router,
-            experts,
-            map_,
-        )
-        self.device = experts.device
-        self.folder = folder  # of the checkpoint
-        self.name = folder.name if folder else ""
-        self.mode, self.ranges = scope.mode, scope.ranges
+        self.extractor, self.tree, self.router, self.experts = extractor, tree, router, experts
+        self.mode: Mode = scope.mode
+        self.ranges, self.map, self.device = scope.ranges, map_, experts.device
+        self.folder, self.name = folder, folder.name if folder else ""  # of the checkpoint
 
     @classmethod
     def from_pretrained(

@@ -289,7 +289,7 @@ def facts(model: UniRestorer) -> dict[str, str]:
     return {
         **MODE_WORDS[model.mode],
         "dim": str(tree.centers[-1].shape[1]),
-        "view_px": str(model.extractor.config.view_px),
+        "view_px": str(model.extractor.shape.view_px),
         "leaves": words.number_word(tree.leaves),
         "above": "".join(above),
         "middle": middle,
