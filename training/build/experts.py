@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
 from training.build.data import Corpus, draw_fade, fade
-from training.build.loop import Budget, Progress, half_precision, train
-from training.build.side_by_side import CHUNK, Lane, train_together
+from training.build.loop import Budget, Learner, Progress, half_precision, train
+from training.build.side_by_side import CHUNK, Lane
 from unirestorer.config import ExpertsConfig, NetworkConfig
 from unirestorer.networks import build_network
 from unirestorer.tree import DegradationTree
@@ -127,7 +127,11 @@ def draws(
 
 
 class Trainer:
-    """Trains experts, one after another or side by side; a shape is built and compiled once for all."""
+    """Trains experts, one after another or side by side; a shape is built and compiled once for all.
+
+    `check(node, network)`, where there is one, says in dB how good a node's expert is on photos that it is
+    not trained on: training keeps the curve, and stops when that is flat.
+    """
 
     def __init__(
         self,
@@ -138,9 +142,10 @@ class Trainer:
         device: torch.device,
         *,
         compile: bool,
+        check: Callable[[Node, nn.Module], float] | None = None,
     ) -> None:
         self.corpus, self.config, self.work, self.seed, self.device = corpus, config, work, seed, device
-        self.compile = compile
+        self.compile, self.check = compile, check
         self.clean = np.flatnonzero(corpus.recipe < 0)
         self.ready: dict[NetworkConfig, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
         self.by_weights: dict[NetworkConfig, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
@@ -179,16 +184,17 @@ class Trainer:
             chunk, number = divmod(step, CHUNK)
             return self._loss(forward, earlier, torch.from_numpy(places(chunk)[number]).to(self.device))
 
+        learner = Learner(f"expert {node.name}", module, loss_at, budget, state, self._check_of(node, module))
         writer = SummaryWriter(str(self.work / "tensorboard"))
-        progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
+        train([learner], writer=writer, quiet=quiet)
         writer.close()
-        return shape, _copy(module), progress
+        return shape, _copy(module), learner.progress
 
     def train_together(self, nodes: Sequence[Node], origins: Sequence[Origin | None]) -> Iterator[Trained]:
         """`train` for several nodes of one level. On a GPU they are trained side by side, and the level's
         minutes are those of all together; elsewhere one after another.
         """
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not nodes:
             yield from map(self.train, nodes, origins)
             return
         lanes, shapes = [], []
@@ -198,9 +204,10 @@ class Trainer:
             module = copy.deepcopy(template)
             module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
             loss_at = functools.partial(self._loss_of, self.functional(shape), self._earlier(shape, origin))
-            lanes.append(Lane(node.name, module, loss_at, places, budget, state))
+            check = self._check_of(node, module)
+            lanes.append(Lane(f"expert {node.name}", module, loss_at, places, budget, state, check))
             shapes.append(shape)
-        train_together(f"experts {nodes[0].name} to {nodes[-1].name}", lanes)
+        train(lanes)
         for shape, lane in zip(shapes, lanes, strict=True):
             yield shape, _copy(lane.module), lane.progress
 
@@ -215,6 +222,9 @@ class Trainer:
 
             self.by_weights[shape] = torch.compile(forward) if self.compile else forward
         return self.by_weights[shape]
+
+    def _check_of(self, node: Node, module: nn.Module) -> Callable[[], float] | None:
+        return functools.partial(self.check, node, module) if self.check else None
 
     def _earlier(self, shape: NetworkConfig, origin: Origin | None) -> Callable[[Tensor], Tensor] | None:
         """The expert that `experts.keep` stays with: the origin, where it has the shape."""
