@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from unirestorer.types import Task
 
@@ -104,7 +104,9 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """Expert training (paper, section 4.1): l1, AdamW, cosine. Budgets are per level, ALL first."""
+    """Expert training (paper, section 4.1): l1, cosine. Budgets are per level, ALL first; the last value
+    serves all levels below.
+    """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     by_node: dict[str, NetworkConfig] = field(
@@ -117,7 +119,8 @@ class ExpertsConfig:
     minutes: tuple[float, ...] = (75.0, 17.0, 5.0)  # of each expert; on a GPU of all of a level, side by side
     batch: int = 8
     patch_px: int = 64
-    lr: tuple[float, ...] = (1e-3, 5e-4, 3e-4)
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: tuple[float, ...] = (1e-2, 5e-3, 3e-3)  # Muon's, of matrices; AdamW wants a tenth
     clean_share: float = 0.12  # share of undegraded patches in every batch
     grey_share: float = 0.1  # share of patches shown in black and white or faded
     keep: float = 0.0  # for an expert trained on: weight of its earlier answers, which patches in colour keep
@@ -221,11 +224,12 @@ PRESETS: dict[str, Config] = {
         experts=ExpertsConfig(
             network=RESTORMER_PAPER,
             by_node={Task.LOWLIGHT.value: RETINEXFORMER_PAPER},
-            steps=(300000, 300000, 300000),
-            minutes=(2880.0, 2880.0, 2880.0),
+            steps=(300000,),
+            minutes=(2880.0,),
             batch=8,
             patch_px=128,
-            lr=(3e-4, 3e-4, 3e-4),
+            optimizer="adamw",
+            lr=(3e-4,),
         ),
         corpus=CorpusConfig(recipes=1000, photos_per_recipe=16, clean=4000),
         routers=RoutersConfig(crop_px=256, batch=8, steps=20000),
@@ -317,6 +321,10 @@ def _convert(hint: Any, value: Any, where: str, *, from_text: bool = False) -> A
             raise ValueError(f"{where}: expected a list, got {type(value).__name__}")
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, entry, where, from_text=from_text) for entry in value)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{where}: expected {' or '.join(typing.get_args(hint))}, got {value!r}")
+        return value
     if isinstance(hint, types.UnionType):
         raise AssertionError(f"{where}: settings have one type each")
     if from_text:

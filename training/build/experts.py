@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from unirestorer.types import Task
 
 Origin = tuple[NetworkConfig, dict[str, Tensor]]  # where an expert starts: a shape and its weights
 Trained = tuple[NetworkConfig, dict[str, Tensor], Progress]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def network_for(node: Node, config: ExpertsConfig) -> NetworkConfig:
     """The node's shape: by its name, else by its task, else the common one."""
     by_task = config.by_node.get(node.task.value) if node.task else None
     return config.by_node.get(node.name) or by_task or config.network
+
+
+def at_level(values: tuple[Value, ...], level: int) -> Value:
+    """A level's value; the last one serves the levels that none is named for."""
+    return values[min(level, len(values) - 1)]
 
 
 def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
@@ -261,7 +268,11 @@ class Trainer:
         warm = origin is not None and same_weights(origin[0], shape)
         depth = node.level if warm or node.level == 0 else 0
         budget = Budget(
-            config.steps[node.level], config.minutes[node.level], config.lr[depth], ema=config.ema
+            at_level(config.steps, node.level),
+            at_level(config.minutes, node.level),
+            at_level(config.lr, depth),
+            ema=config.ema,
+            optimizer=config.optimizer,
         )
         places = draws(self.corpus, node.rows, self.clean, config, (self.seed, node.level, node.index))
         return shape, budget, places, self.work / "experts" / f"{node.name}.state.safetensors"
