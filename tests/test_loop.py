@@ -1,10 +1,13 @@
-"""The training loop: interrupted equals uninterrupted, the schedule's shape, the average, bad states."""
+"""The training loop: interrupted equals uninterrupted, schedule, average, held-out curve, bad states."""
 
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,11 +16,24 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from training.build import loop
-from training.build.loop import Budget, Progress, learning_rate, train
+from training.build.loop import Budget, Curve, Learner, Progress, is_flat, learning_rate
 
 STEPS = 40
 FOREIGN = "(?s)state does not fit this training .* delete it to start anew"
 BUDGET = Budget(STEPS, minutes=60, lr=0.02, warmup=0.1, ema=0.9)
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    budget: Budget,
+    state: Path,
+    check: Callable[[], float] | None = None,
+) -> Progress:
+    learner = Learner(name, module, loss_at, budget, state, check)
+    loop.train([learner], quiet=True)
+    return learner.progress
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -43,7 +59,7 @@ def regression(
 
 def run(state: Path, budget: Budget = BUDGET, stop_at: int = -1) -> tuple[nn.Module, Progress, list[int]]:
     module, seen = network(), []
-    progress = train("toy", module, regression(module, stop_at, seen), budget, state, quiet=True)
+    progress = train("toy", module, regression(module, stop_at, seen), budget, state)
     return module, progress, seen
 
 
@@ -58,20 +74,27 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save after every step instead of once a minute."""
+    """Save after every step instead of every five minutes."""
     monkeypatch.setattr(loop, "SAVE_EVERY_S", -1.0)
 
 
 @pytest.mark.usefixtures("save_always")
-@pytest.mark.parametrize("stops", [[1], [17], [STEPS - 1], [5, 6, 30]], ids=str)
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int]) -> None:
-    whole, progress, seen = run(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("optimizer", "stops"),
+    [("adamw", [1]), ("adamw", [17]), ("adamw", [STEPS - 1]), ("adamw", [5, 6, 30]), ("muon", [17])],
+    ids=str,
+)
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, optimizer: Literal["adamw", "muon"], stops: list[int]
+) -> None:
+    budget = replace(BUDGET, optimizer=optimizer)
+    whole, progress, seen = run(tmp_path / "whole", budget)
     assert seen == list(range(STEPS))
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts", stop_at=stop)
+            run(tmp_path / "parts", budget, stop_at=stop)
         assert metadata(tmp_path / "parts")["step"] == stop
-    module, again, seen = run(tmp_path / "parts")
+    module, again, seen = run(tmp_path / "parts", budget)
     assert seen == list(range(stops[-1], STEPS))
     assert_same(module, whole)
     assert again.step == progress.step == STEPS
@@ -136,7 +159,7 @@ def test_a_budget_in_minutes_ends_in_time(tmp_path: Path) -> None:
         time.sleep(0.3 if step == 0 else 0.005)  # the first step, which may compile, is not counted
         return fast(step)
 
-    progress = train("toy", module, slow, Budget(10**9, 0.5 / 60, 0.01), tmp_path / "state", quiet=True)
+    progress = train("toy", module, slow, Budget(10**9, 0.5 / 60, 0.01), tmp_path / "state")
     assert 0.5 <= progress.seconds < 2
     assert time.monotonic() - start > 0.75
     assert progress.step < 200
@@ -183,7 +206,7 @@ def test_the_rate_of_every_step_is_the_schedules(tmp_path: Path, monkeypatch: py
     rates, real = [], torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, *arguments: object) -> object:
-        rates.append(self.param_groups[0]["lr"])
+        rates.append(float(self.param_groups[0]["lr"]))
         return real(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
@@ -211,7 +234,7 @@ def test_the_average_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return (module.w - 3).square()
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    train("one", module, loss_at, Budget(9, 60, lr=0.1, ema=0.4), tmp_path / "state", quiet=True)
+    train("one", module, loss_at, Budget(9, 60, lr=0.1, ema=0.4), tmp_path / "state")
     average = 1.0
     for t, weight in enumerate(weights):
         decay = min(0.4, (1 + t) / (10 + t))
@@ -230,7 +253,7 @@ def test_the_running_loss_is_a_slow_mean(tmp_path: Path) -> None:
         losses.append(float(loss.detach()))
         return loss
 
-    progress = train("mean", module, loss_at, Budget(5, 60, lr=0.01), tmp_path / "state", quiet=True)
+    progress = train("mean", module, loss_at, Budget(5, 60, lr=0.01), tmp_path / "state")
     expected = losses[0]
     for loss in losses[1:]:
         expected = 0.99 * expected + 0.01 * loss
@@ -241,8 +264,96 @@ def test_frozen_weights_stay(tmp_path: Path) -> None:
     module = network()
     module[0].requires_grad_(False)
     before = module[0].weight.clone()
-    train("toy", module, regression(module), BUDGET, tmp_path / "state", quiet=True)
+    train("toy", module, regression(module), BUDGET, tmp_path / "state")
     torch.testing.assert_close(module[0].weight, before)
+
+
+# The held-out curve
+
+
+def curve_of(values: list[float]) -> Curve:
+    """A value every hundred steps and five minutes, from step 0."""
+    return [(100 * index, 5.0 * index, value) for index, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "flat"),
+    [
+        ([], False),
+        ([30.0], False),
+        ([30.0] * 11, False),  # two values in the last fifth are too few
+        ([30.0] * 16, True),
+        ([30.0 + 0.1 * i for i in range(16)], False),
+        ([30.0 + 0.001 * i for i in range(16)], True),
+        ([30.0] * 13 + [30.019] * 3, True),
+        ([30.0] * 13 + [30.021, 29.9, 29.9], False),  # one gain is a gain
+        ([33.0] + [30.0 + 0.1 * i for i in range(15)], False),  # it fell at first, and is on its way back
+        ([33.0 - 0.1 * i for i in range(16)], True),
+    ],
+)
+def test_a_curve_is_flat_when_its_last_fifth_gained_next_to_nothing(values: list[float], flat: bool) -> None:
+    assert is_flat(curve_of(values)) is flat
+
+
+def test_a_flat_curve_ends_the_second_half_of_a_budget() -> None:
+    budget = Budget(3000, minutes=600, lr=1)
+    flat, rising = curve_of([30.0] * 17), curve_of([30.0 + i for i in range(17)])
+    assert Progress(step=1600, curve=flat).over(budget)
+    assert not Progress(step=1600, curve=rising).over(budget)
+    assert not Progress(step=1400, curve=flat).over(budget), "the rate is high, and has yet to fall"
+    assert Progress(step=3000, curve=rising).over(budget)
+
+
+def measured(
+    state: Path, values: Callable[[nn.Module], float], stop_at: int = -1
+) -> tuple[nn.Module, Progress]:
+    module = network()
+    loss_at = regression(module, stop_at)
+    progress = train("toy", module, loss_at, BUDGET, state, check=lambda: values(module))
+    return module, progress
+
+
+@pytest.mark.usefixtures("save_always")
+def test_averaged_weights_are_measured_and_training_goes_on_from_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value before the first step and after each, of the average and in evaluation mode; it changes
+    nothing, and a run that was interrupted has the curve of one that was not.
+    """
+    monkeypatch.setattr(loop, "FLAT_DB", -math.inf)
+    modes = set()
+
+    def first_bias(module: nn.Module) -> float:
+        modes.add(module.training)
+        return float(module.get_parameter("0.bias")[0])
+
+    module, progress = measured(tmp_path / "whole", first_bias)
+    assert [step for step, _, _ in progress.curve] == list(range(STEPS + 1))
+    before, after = (each.get_parameter("0.bias")[0].item() for each in (network(), module))
+    assert (progress.curve[0][2], progress.curve[-1][2]) == (before, after)
+    assert modes == {False}
+    assert_same(module, run(tmp_path / "without")[0])
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path / "parts", first_bias, stop_at=17)
+    _, again = measured(tmp_path / "parts", first_bias)
+    assert [(step, pytest.approx(value, abs=1e-6)) for step, _, value in progress.curve] == [
+        (step, value) for step, _, value in again.curve
+    ]
+    assert metadata(tmp_path / "parts")["curve"] == [list(point) for point in again.curve]
+
+
+@pytest.mark.usefixtures("save_always")
+def test_what_gains_no_more_is_stopped_for_good(tmp_path: Path) -> None:
+    """Past the middle, with a curve that stands still; the same command does not take it up again."""
+    module, progress = measured(tmp_path / "state", lambda module: 30.0)
+    assert STEPS / 2 < progress.step <= STEPS / 2 + 2
+    assert progress.done and metadata(tmp_path / "state")["done"]
+    again, progress_again = measured(tmp_path / "state", lambda module: 30.0)
+    assert progress_again.step == progress.step
+    assert_same(again, module)
+    count = itertools.count()
+    _, rising = measured(tmp_path / "rising", lambda module: float(next(count)))
+    assert rising.step == STEPS
 
 
 # Bad states and losses
@@ -256,14 +367,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float) -> 
     def loss_at(step: int) -> Tensor:
         return good(step) * (bad if step == 7 else 1.0)
 
-    with pytest.raises(RuntimeError, match=r"toy: the loss became (nan|inf) at step 7"):
-        train("toy", module, loss_at, BUDGET, tmp_path / "state", quiet=True)
+    with pytest.raises(RuntimeError, match=r"toy: the loss became (nan|inf) before step 8"):
+        train("toy", module, loss_at, BUDGET, tmp_path / "state")
     assert not (tmp_path / "state").exists()
 
 
 def test_the_state_of_another_network_is_named(tmp_path: Path) -> None:
     wide = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.BatchNorm1d(16), nn.Linear(16, 1))
-    train("wide", wide, regression(wide), BUDGET, tmp_path / "state", quiet=True)
+    train("wide", wide, regression(wide), BUDGET, tmp_path / "state")
     with pytest.raises(ValueError, match=FOREIGN):
         run(tmp_path / "state")
 

@@ -19,8 +19,9 @@ from training.__main__ import main, make_run, parse
 from training.build import experts as train_experts
 from training.build.data import Corpus, Entry, Row, fade, find_photos
 from training.build.draw import draw_photos
-from training.build.experts import Trainer, draws, kept_loss, nodes_of
+from training.build.experts import Node, Trainer, draws, kept_loss, nodes_of
 from training.build.extractor import balanced_rows, report
+from training.build.parts import add_extractor, add_mode
 from training.config import CorpusConfig, preset
 from training.measure.ablate import subtree
 from training.measure.evaluate import longer_bank
@@ -116,6 +117,41 @@ def test_a_killed_expert_training_goes_on_where_it_was(trained: Path, tmp_path: 
         assert Checkpoint(out).config["training"]["experts"]["0-0"]["steps"] == 60
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], atol=2e-3, rtol=1e-2)
+
+
+def test_budgets_serve_a_tree_of_any_depth(trained: Path, tmp_path: Path) -> None:
+    """Fewer values than levels, and more levels than the shipped trees have: both were an IndexError."""
+    add_mode(tmp_path, "single")
+    add_extractor(tmp_path, Checkpoint(trained).extractor(), {})
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "corpus").symlink_to(trained / "work" / "corpus")
+    words = ["--preset", "tiny", "--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
+    settings = ("tree.levels=1,2,4,8", "experts.steps=3,2", "experts.minutes=9", "experts.lr=0.01")
+    words += ["--data", str(trained / "work" / "drawn"), *(w for s in settings for w in ("--set", s))]
+    for stage in ("tree", "experts", "routers", "map"):
+        assert main([stage, *words]) == 0
+    records = Checkpoint(tmp_path).config["training"]["experts"]
+    steps = {name: records[name]["steps"] for name in records if name != "settings" and "-" in name}
+    assert len(steps) == 15 and steps == {name: 3 if name == "0-0" else 2 for name in steps}
+    model = UniRestorer.from_pretrained(tmp_path, device="cpu")
+    result = model.restore(torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0)), expert="3-7")
+    assert result.route.level_probs.shape == (1, 4)
+
+
+def test_an_expert_is_measured_while_it_is_trained(trained: Path, tmp_path: Path) -> None:
+    """Before the first step and after the last, in evaluation mode; the curve comes back with the weights."""
+    run = make_run(parse(["experts", "--preset", "tiny", "--out", str(trained), "--device", "cpu"]))
+    node = nodes_of(run.checkpoint.tree(), run.leaf, run.corpus)[3]
+    calls = []
+
+    def check(of: Node, network: torch.nn.Module) -> float:
+        calls.append((of.name, network.training))
+        return float(len(calls))
+
+    trainer = Trainer(run.corpus, run.config.experts, tmp_path, 0, run.device, compile=False, check=check)
+    _, _, progress = trainer.train(node, None, quiet=True)
+    assert calls == [(node.name, False)] * 2
+    assert [(step, value) for step, _, value in progress.curve] == [(0, 1.0), (progress.step, 2.0)]
 
 
 def test_a_finished_model_is_trained_on(trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
 from training.build.data import Corpus, draw_fade, fade
-from training.build.loop import Budget, Progress, half_precision, train
-from training.build.side_by_side import CHUNK, Lane, train_together
+from training.build.loop import Budget, Learner, Progress, half_precision, train
+from training.build.side_by_side import CHUNK, Lane
 from training.config import ExpertsConfig
 from unirestorer.config import NAFNetShape, NetworkShape
 from unirestorer.networks import build_network
@@ -26,6 +27,7 @@ from unirestorer.types import Task
 
 Origin = tuple[NetworkShape, dict[str, Tensor]]  # where an expert starts: a shape and its weights
 Trained = tuple[NetworkShape, dict[str, Tensor], Progress]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def network_for(node: Node, config: ExpertsConfig) -> NetworkShape:
     """The node's shape: by its name, else by its task, else the common one."""
     by_task = config.by_node.get(node.task.value) if node.task else None
     return config.by_node.get(node.name) or by_task or config.network
+
+
+def at_level(values: tuple[Value, ...], level: int) -> Value:
+    """A level's value; the last one serves the levels that none is named for."""
+    return values[min(level, len(values) - 1)]
 
 
 def same_weights(one: NetworkShape, other: NetworkShape) -> bool:
@@ -133,7 +140,11 @@ def draws(
 
 
 class Trainer:
-    """Trains experts, one after another or side by side; a shape is built and compiled once for all."""
+    """Trains experts, one after another or side by side; a shape is built and compiled once for all.
+
+    `check(node, network)`, where there is one, says in dB how good a node's expert is on photos that it is
+    not trained on: training keeps the curve, and stops when that is flat.
+    """
 
     def __init__(
         self,
@@ -144,9 +155,10 @@ class Trainer:
         device: torch.device,
         *,
         compile: bool,
+        check: Callable[[Node, nn.Module], float] | None = None,
     ) -> None:
         self.corpus, self.config, self.work, self.seed, self.device = corpus, config, work, seed, device
-        self.compile = compile
+        self.compile, self.check = compile, check
         self.clean = np.flatnonzero(corpus.recipe < 0)
         self.ready: dict[NetworkShape, tuple[nn.Module, Callable[[Tensor], Tensor], dict[str, Tensor]]] = {}
         self.by_weights: dict[NetworkShape, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}
@@ -183,16 +195,17 @@ class Trainer:
             chunk, number = divmod(step, CHUNK)
             return self._loss(forward, earlier, torch.from_numpy(places(chunk)[number]).to(self.device))
 
+        learner = Learner(f"expert {node.name}", module, loss_at, budget, state, self._check_of(node, module))
         writer = SummaryWriter(str(self.work / "tensorboard"))
-        progress = train(f"expert {node.name}", module, loss_at, budget, state, writer, quiet=quiet)
+        train([learner], writer=writer, quiet=quiet)
         writer.close()
-        return shape, _copy(module), progress
+        return shape, _copy(module), learner.progress
 
     def train_together(self, nodes: Sequence[Node], origins: Sequence[Origin | None]) -> Iterator[Trained]:
         """`train` for several nodes of one level. On a GPU they are trained side by side, and the level's
         minutes are those of all together; elsewhere one after another.
         """
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not nodes:
             yield from map(self.train, nodes, origins)
             return
         lanes, shapes = [], []
@@ -202,9 +215,10 @@ class Trainer:
             module = copy.deepcopy(template)
             module.load_state_dict(origin[1] if origin and same_weights(origin[0], shape) else start)
             loss_at = functools.partial(self._loss_of, self.functional(shape), self._earlier(shape, origin))
-            lanes.append(Lane(node.name, module, loss_at, places, budget, state))
+            check = self._check_of(node, module)
+            lanes.append(Lane(f"expert {node.name}", module, loss_at, places, budget, state, check))
             shapes.append(shape)
-        train_together(f"experts {nodes[0].name} to {nodes[-1].name}", lanes)
+        train(lanes)
         for shape, lane in zip(shapes, lanes, strict=True):
             yield shape, _copy(lane.module), lane.progress
 
@@ -219,6 +233,9 @@ class Trainer:
 
             self.by_weights[shape] = torch.compile(forward) if self.compile else forward
         return self.by_weights[shape]
+
+    def _check_of(self, node: Node, module: nn.Module) -> Callable[[], float] | None:
+        return functools.partial(self.check, node, module) if self.check else None
 
     def _earlier(self, shape: NetworkShape, origin: Origin | None) -> Callable[[Tensor], Tensor] | None:
         """The expert that `experts.keep` stays with: the origin, where it has the shape."""
@@ -255,7 +272,11 @@ class Trainer:
         warm = origin is not None and same_weights(origin[0], shape)
         depth = node.level if warm or node.level == 0 else 0
         budget = Budget(
-            config.steps[node.level], config.minutes[node.level], config.lr[depth], ema=config.ema
+            at_level(config.steps, node.level),
+            at_level(config.minutes, node.level),
+            at_level(config.lr, depth),
+            ema=config.ema,
+            optimizer=config.optimizer,
         )
         places = draws(self.corpus, node.rows, self.clean, config, (self.seed, node.level, node.index))
         return shape, budget, places, self.work / "experts" / f"{node.name}.state.safetensors"

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.build.data import Corpus, draw_fade, fade
-from training.build.loop import Budget, half_precision, train
+from training.build.loop import Budget, Learner, half_precision, train
 from training.config import ExtractorConfig
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.extractor import ClipTower, Extractor, ResNetTower
@@ -191,7 +191,7 @@ def train_extractor(
 
     writer = SummaryWriter(str(work / "tensorboard"))
     budget = Budget(config.steps, config.minutes, config.lr, config.weight_decay, warmup=0.05)
-    train("extractor", model, loss_at, budget, state, writer)
+    train([Learner("extractor", model, loss_at, budget, state)], writer=writer)
     writer.close()
     extractor = Extractor(config.shape, captions, model.image)
     with torch.no_grad():

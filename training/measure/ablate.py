@@ -132,13 +132,7 @@ def share(material: Material) -> Shared:
     settings = TreeConfig("mixed", FULL, config.tree.minimum_samples)
     fitted = fit_tree(material.corpus, material.e, settings, config.seed)
     tree = fitted.tree
-    experts = replace(
-        config.experts,
-        steps=per_level(config.experts.steps, tree.levels),
-        minutes=per_level(config.experts.minutes, tree.levels),
-        lr=per_level(config.experts.lr, tree.levels),
-    )
-    bank = train_all(material, experts, nodes_of(tree, fitted.leaf, material.corpus, material.e))
+    bank = train_all(material, config.experts, nodes_of(tree, fitted.leaf, material.corpus, material.e))
     networks = [bank[name] for name in tree.expert_names]
     routers = replace(config.routers, candidates=tree.leaves)  # every expert on every row
     data = embed(
@@ -157,11 +151,6 @@ def share(material: Material) -> Shared:
     )
     scores = {band: score(material, corpus, networks) for band, corpus in material.held_out.items()}
     return Shared(replace(config, routers=routers), tree, material.e, data, rows, l1, scores)
-
-
-def per_level(values: tuple[Any, ...], levels: int) -> tuple[Any, ...]:
-    """A setting per level, the last one repeated."""
-    return tuple(values[min(level, len(values) - 1)] for level in range(levels))
 
 
 def train_all(material: Material, config: ExpertsConfig, nodes: list[Node]) -> dict[str, nn.Module]:
