@@ -90,9 +90,11 @@ def push(page: gr.Blocks, number: int, session: str | None = "a") -> tuple[bool,
     return asyncio.run(page._queue.push(body, request("1.2.3.4"), None))
 
 
-def told(page: gr.Blocks, session: str) -> list[Any]:
-    messages = page._queue.pending_messages_per_session[session]
-    return [messages.get_nowait().output["error"] for _ in range(messages.qsize())]
+def errors(page: gr.Blocks, session: str) -> list[str]:
+    """The sentences that a session's jobs have ended with."""
+    pending = page._queue.pending_messages_per_session[session]
+    messages = [pending.get_nowait() for _ in range(pending.qsize())]
+    return [message.output["error"] for message in messages if isinstance(message, ProcessCompletedMessage)]
 
 
 def test_a_line_lets_in_and_refuses() -> None:
@@ -113,11 +115,11 @@ def test_a_line_lets_in_and_refuses() -> None:
     sentence[0] = "full"
     refused, other, state = push(page, number, "b")
     assert refused and state == "success" and other != identity, "the page shows why: see its messages"
-    assert told(page, "b") == ["full"] and len(line.waiting()) == 1
+    assert errors(page, "b") == ["full"] and len(line.waiting()) == 1
     assert push(page, number, None) == (False, "full", "queue_full")
     assert push(page, 10**6) == (False, notices.wrong_input(), "error")
     asyncio.run(line.dismiss("closing"))
-    assert line.waiting() == [] and "closing" in told(page, "a")
+    assert line.waiting() == [] and errors(page, "a") == ["closing"]
     event = Event("a", page.fns[number], request("1.2.3.4"), None)
     page._queue.active_jobs = [None, [event]]
     assert [ticket.identity for ticket in line.running()] == [event._id] and line.is_awaited(event._id)
