@@ -260,11 +260,12 @@ def _tasks(key: str) -> frozenset[Task]:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Check every file's hash and shape and run a forward pass; the names of the checked parts.
+    """Check config.json, every file's hash and shape, and run a forward pass; the names of the checked parts.
 
     Raises ValueError.
     """
     checkpoint = Checkpoint(folder)
+    _ = checkpoint.mode, checkpoint.ranges
     tree = checkpoint.tree()
     extractor, router = checkpoint.extractor(), checkpoint.router(tree)
     with torch.inference_mode():

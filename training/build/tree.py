@@ -21,7 +21,7 @@ from training.build.data import Corpus, Entry
 from training.config import LEAVES_PER_TASK, TreeConfig
 from unirestorer.degradation import Recipe
 from unirestorer.tree import DegradationTree
-from unirestorer.types import TASK_NOUNS, Task
+from unirestorer.types import TASK_NOUNS, Mode, Task
 
 ROOT_NAME = "everything"
 
@@ -126,8 +126,8 @@ def merge_small(
         leaf = np.where(leaf == small[0], distance.argmin(), leaf)
 
 
-def _tasks_of(corpus: Corpus, setting: str) -> np.ndarray:
-    if setting == "mixed":
+def _tasks_of(corpus: Corpus, mode: Mode) -> np.ndarray:
+    if mode == "mixed":
         return np.zeros(len(corpus.entries), int)
     order = [task.value for task in Task]
     return np.array([order.index(entry.tasks[0]) for entry in corpus.entries])
@@ -190,11 +190,11 @@ def _names(
     corpus: Corpus,
     leaf: np.ndarray,
     parents: list[np.ndarray],
-    setting: str,
+    mode: Mode,
     sets: tuple[dict[frozenset[Task], int], ...],
 ) -> tuple[tuple[str, ...], ...]:
     """A name in words per node: root, tasks, and for leaves task and commonest degree ("rain, heavy")."""
-    if setting == "single":
+    if mode == "single":
         leaves = [_degree_name(corpus, np.flatnonzero(leaf == k)) for k in range(len(sets))]
     else:
         leaves = [_mixture_name([s]) for s in sets]

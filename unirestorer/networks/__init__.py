@@ -1,4 +1,4 @@
-"""The expert architectures, each a `Network`, and how to build one from its config."""
+"""The expert architectures, each a `Network`, and how to build one from its shape."""
 
 from collections.abc import Callable
 from typing import Any

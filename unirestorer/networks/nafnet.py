@@ -149,47 +149,47 @@ def join(up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     return skip
 
 
-def reach_px(config: NAFNetShape) -> int:
+def reach_px(shape: NAFNetShape) -> int:
     """Reach of the convolutions and of two and a half pooling windows, one behind the other.
 
     A window reaches half its side, a 3x3 convolution one pixel of its scale, a change of scale at most one of
     the finer. Statistics pooled a third time reach further still, by less than the eye sees: the shipped
     experts come to 0.15/255 at most, and with two windows came to 1.3/255.
     """
-    reach = 5 * config.window_px // 4
-    reach += 2 * config.unshuffle + config.unshuffle - 1  # intro and ending; the unshuffled stem
-    for level, count in enumerate((*config.encoder, config.middle)):
-        inner = level < len(config.encoder)
-        back = config.decoder[-1 - level] if inner else 0
-        reach += config.unshuffle * 2**level * (count + back + inner)
+    reach = 5 * shape.window_px // 4
+    reach += 2 * shape.unshuffle + shape.unshuffle - 1  # intro and ending; the unshuffled stem
+    for level, count in enumerate((*shape.encoder, shape.middle)):
+        inner = level < len(shape.encoder)
+        back = shape.decoder[-1 - level] if inner else 0
+        reach += shape.unshuffle * 2**level * (count + back + inner)
     return reach
 
 
 class NAFNet(Network):
     """An expert whose last convolution starts at zero: untrained, it is the identity."""
 
-    def __init__(self, config: NAFNetShape) -> None:
-        width, depth = config.width, len(config.encoder)
-        super().__init__(multiple=config.unshuffle * 2**depth, halo_px=reach_px(config))
-        self.unshuffle = config.unshuffle
-        window_px = -(-config.window_px // self.multiple) * self.multiple
+    def __init__(self, shape: NAFNetShape) -> None:
+        width, depth = shape.width, len(shape.encoder)
+        super().__init__(multiple=shape.unshuffle * 2**depth, halo_px=reach_px(shape))
+        self.unshuffle = shape.unshuffle
+        window_px = -(-shape.window_px // self.multiple) * self.multiple
 
         def blocks(count: int, level: int) -> nn.Sequential:
-            window = window_px // (config.unshuffle * 2**level)
+            window = window_px // (shape.unshuffle * 2**level)
             return nn.Sequential(*(NAFBlock(width * 2**level, window) for _ in range(count)))
 
-        stem = 3 * config.unshuffle**2
+        stem = 3 * shape.unshuffle**2
         self.intro = nn.Conv2d(stem, width, 3, padding=1)
-        self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(config.encoder))
+        self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(shape.encoder))
         self.down = nn.ModuleList(
             nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(depth)
         )
-        self.middle = blocks(config.middle, depth)
+        self.middle = blocks(shape.middle, depth)
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2))
             for i in range(depth, 0, -1)
         )
-        self.decoder = nn.ModuleList(blocks(count, depth - 1 - i) for i, count in enumerate(config.decoder))
+        self.decoder = nn.ModuleList(blocks(count, depth - 1 - i) for i, count in enumerate(shape.decoder))
         self.ending = nn.Conv2d(width, stem, 3, padding=1)
         for parameter in self.ending.parameters():
             nn.init.zeros_(parameter)

@@ -73,8 +73,8 @@ class Restormer(Network):
     `halo_px` is a fixed choice.
     """
 
-    def __init__(self, config: RestormerShape) -> None:
-        width, heads, depth = config.width, config.heads, len(config.encoder)
+    def __init__(self, shape: RestormerShape) -> None:
+        width, heads, depth = shape.width, shape.heads, len(shape.encoder)
         super().__init__(multiple=2**depth, halo_px=64)
 
         def blocks(count: int, channels: int, level: int) -> nn.Sequential:
@@ -83,16 +83,16 @@ class Restormer(Network):
         # On the way up a 1x1 convolution halves the channels of [x, skip], except at full resolution, where
         # the decoder and the refinement keep both: 2 * width channels.
         self.embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(blocks(count, width * 2**i, i) for i, count in enumerate(config.encoder))
+        self.encoder = nn.ModuleList(blocks(count, width * 2**i, i) for i, count in enumerate(shape.encoder))
         self.down = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width * 2**i, width * 2**i // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
             )
             for i in range(depth)
         )
-        self.middle = blocks(config.middle, width * 2**depth, depth)
+        self.middle = blocks(shape.middle, width * 2**depth, depth)
         self.up, self.reduce, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for level, count in zip(range(depth - 1, -1, -1), config.decoder, strict=True):
+        for level, count in zip(range(depth - 1, -1, -1), shape.decoder, strict=True):
             below = width * 2 ** (level + 1)  # channels that arrive from the coarser level
             kept = below // 2 if level > 0 else below
             self.up.append(
@@ -100,7 +100,7 @@ class Restormer(Network):
             )
             self.reduce.append(nn.Conv2d(below, kept, 1, bias=False) if level > 0 else nn.Identity())
             self.decoder.append(blocks(count, kept, level))
-        self.refinement = blocks(config.refinement, 2 * width, 0)
+        self.refinement = blocks(shape.refinement, 2 * width, 0)
         self.ending = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
     def body(self, x: Tensor) -> Tensor:

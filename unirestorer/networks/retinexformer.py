@@ -96,12 +96,12 @@ class Stage(nn.Module):
     corrupted. Its last convolution starts at zero, so an untrained stage only lights up.
     """
 
-    def __init__(self, config: RetinexFormerShape) -> None:
+    def __init__(self, shape: RetinexFormerShape) -> None:
         super().__init__()
-        width, depth = config.width, len(config.encoder)
+        width, depth = shape.width, len(shape.encoder)
 
         def blocks(count: int, level: int) -> IlluminationBlocks:
-            return IlluminationBlocks(width * 2**level, config.heads[level], count)
+            return IlluminationBlocks(width * 2**level, shape.heads[level], count)
 
         def downs() -> nn.ModuleList:
             return nn.ModuleList(
@@ -111,9 +111,9 @@ class Stage(nn.Module):
 
         self.estimator = IlluminationEstimator(width)
         self.embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(config.encoder))
+        self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(shape.encoder))
         self.down, self.down_light = downs(), downs()
-        self.middle = blocks(config.middle, depth)
+        self.middle = blocks(shape.middle, depth)
         levels = range(depth - 1, -1, -1)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(width * 2 ** (i + 1), width * 2**i, 2, stride=2) for i in levels
@@ -121,7 +121,7 @@ class Stage(nn.Module):
         self.fuse = nn.ModuleList(
             nn.Conv2d(width * 2 ** (i + 1), width * 2**i, 1, bias=False) for i in levels
         )
-        self.decoder = nn.ModuleList(blocks(n, i) for i, n in zip(levels, config.decoder, strict=True))
+        self.decoder = nn.ModuleList(blocks(n, i) for i, n in zip(levels, shape.decoder, strict=True))
         self.ending = nn.Conv2d(width, 3, 3, padding=1, bias=False)
         nn.init.zeros_(self.ending.weight)
 
@@ -148,9 +148,9 @@ class RetinexFormer(Network):
     `halo_px` is a fixed choice.
     """
 
-    def __init__(self, config: RetinexFormerShape) -> None:
-        super().__init__(multiple=2 ** len(config.encoder), halo_px=64)
-        self.stages = nn.ModuleList([Stage(config)])  # one, as in the paper; a list names the weights
+    def __init__(self, shape: RetinexFormerShape) -> None:
+        super().__init__(multiple=2 ** len(shape.encoder), halo_px=64)
+        self.stages = nn.ModuleList([Stage(shape)])  # one, as in the paper; a list names the weights
 
     def body(self, x: Tensor) -> Tensor:
         return self.stages[0](x)
