@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from unirestorer.experts import DEFAULT_TILE_PX, out_of_memory
+from unirestorer.experts import out_of_memory
 from unirestorer.files import atomic_write, sha256_of
 from unirestorer.imaging import SUFFIXES, encode_image, image_files, load_image, load_profile
 from unirestorer.journal import Journal
@@ -232,41 +232,25 @@ def enough_memory(path: Path) -> Iterator[None]:
 # Restoring
 
 
+@dataclass
 class Run:
-    """Restores photos to `targets`; made for one run.
+    """Restores photos to `targets`, by instruction, forced expert and tiles as `UniRestorer` takes them.
 
-    Several photos, whose results go to the folder `out`, are all routed first, then restored expert by
-    expert, so that each expert is loaded once; a journal in `out` keeps account. Where `out` is None a single
-    photo is restored without, and its error passed on.
+    Several photos are all routed first, then restored expert by expert, so that each expert is loaded once; a
+    journal keeps account. Without a journal a single photo is restored, and its error passed on.
     """
 
-    def __init__(
-        self,
-        model: UniRestorer,
-        photos: dict[Path, Path],
-        targets: dict[Path, Path],
-        *,
-        tasks: frozenset[Task] | None = None,
-        expert: str | None = None,
-        tile_px: int | None = DEFAULT_TILE_PX,
-        out: Path | None = None,
-    ) -> None:
-        """Raises ValueError for an unknown expert, and while another run writes to `out`."""
-        if expert is not None:
-            model.tree.expert_number(expert)
-        self.model, self.photos, self.targets = model, photos, targets
-        self.tasks, self.expert, self.tile_px = tasks, expert, tile_px
-        self.entries: dict[Path, dict[str, Any]] = {}  # reports of finished photos
-        self.kept = 0  # of these, from an earlier run
-        self.failures: list[str] = []
-        self._decisions: dict[Path, Decision] = {}  # of photos that are not restored yet
-        settings = {
-            "checkpoint": sha256_of(model.folder / "config.json") if model.folder else None,
-            "tasks": None if tasks is None else sorted(tasks),
-            "expert": expert,
-            "tile_px": tile_px,
-        }
-        self._journal = None if out is None else Journal(out, settings)
+    model: UniRestorer
+    photos: dict[Path, Path]
+    targets: dict[Path, Path]
+    tasks: frozenset[Task] | None
+    expert: str | None
+    tile_px: int | None
+    journal: Journal | None
+    entries: dict[Path, dict[str, Any]] = field(default_factory=dict)  # reports of finished photos
+    kept: int = 0  # of these, from an earlier run
+    failures: list[str] = field(default_factory=list)
+    decisions: dict[Path, Decision] = field(default_factory=dict)  # of photos that are not restored yet
 
     def restore(self, report: Path | None = None) -> None:
         """Restore what is not finished, and write the entries of what then is to the file `report`."""
@@ -275,12 +259,12 @@ class Run:
         if len(waiting) > 1 and self.expert is None:
             self.failures += for_each(waiting, self._decide, verb="routing ")
             waiting = self._by_expert()
-        self.failures += for_each(waiting, self._restore, alone=self._journal is None)
+        self.failures += for_each(waiting, self._restore, alone=self.journal is None)
         if report is not None:
             entries = [self.entries[path] for path in self.photos if path in self.entries]
             write_text(report, json.dumps(entries, indent=1))
-        if self._journal is not None:
-            self._journal.close(complete=not self.failures)
+        if self.journal is not None:
+            self.journal.close(complete=not self.failures)
 
     def summary(self, seconds: float) -> list[str]:
         """How a run of so many seconds went, in lines: photos per expert (its name in words and number)."""
@@ -294,7 +278,7 @@ class Run:
     def _keep(self, path: Path, name: Path) -> bool:
         """Whether an earlier run has finished this photo."""
         target = self.targets[path]
-        entry = self._journal and self._journal.finished(path, target)
+        entry = self.journal and self.journal.finished(path, target)
         if entry:
             self.entries[path] = {**entry, "input": str(path), "output": str(target)}
             tqdm.write(f"{name} → {entry['expert_name']} (kept, it was restored before)", file=sys.stdout)
@@ -302,22 +286,22 @@ class Run:
 
     def _decide(self, path: Path, photo: Photo, progress: Progress) -> None:
         seconds = {"decode": photo.seconds}
-        self._decisions[path] = self.model.inspect(photo.x, self.tasks, self.expert, seconds)
+        self.decisions[path] = self.model.inspect(photo.x, self.tasks, self.expert, seconds)
 
     def _by_expert(self) -> dict[Path, Path]:
         """The photos that are decided on, one expert's after another's, as experts first appear."""
-        experts = {path: int(decision.route.expert) for path, decision in self._decisions.items()}
+        experts = {path: int(decision.route.expert) for path, decision in self.decisions.items()}
         order = list(dict.fromkeys(experts.values()))
         return {
             path: self.photos[path] for path in sorted(experts, key=lambda path: order.index(experts[path]))
         }
 
     def _restore(self, path: Path, photo: Photo, progress: Progress) -> str:
-        if path in self._decisions:
-            self._decisions[path].seconds["decode"] += photo.seconds  # read to be routed, and again
+        if path in self.decisions:
+            self.decisions[path].seconds["decode"] += photo.seconds  # read to be routed, and again
         else:
             self._decide(path, photo, progress)
-        decision, target = self._decisions.pop(path), self.targets[path]
+        decision, target = self.decisions.pop(path), self.targets[path]
         image = self.model.apply(photo.x, decision, tile_px=self.tile_px, progress=progress).image
         clock = Clock(decision.seconds)
         with photo_error(path), writing(target):
@@ -325,10 +309,10 @@ class Run:
             clock.stop("save")
             about = {"input": str(path), "output": str(target), "size": photo.size}
             entry = {**about, **describe(self.model, decision)}
-            if self._journal is None:
+            if self.journal is None:
                 atomic_write(target, data)
             else:
-                self._journal.write(photo.sha256, target, data, entry)
+                self.journal.write(photo.sha256, target, data, entry)
         self.entries[path] = entry
         chosen = entry["levels"][entry["level"]]["probability"]
         why = "forced" if entry["forced"] else f"level {entry['level']}, {percent(chosen)}"

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from unirestorer.files import sha256_of
 from unirestorer.journal import NAME as JOURNAL_NAME
+from unirestorer.journal import Journal
 from unirestorer.types import Task, named_tasks
 
 if TYPE_CHECKING:
     from unirestorer.batch import Photo, Progress
     from unirestorer.degradation import Recipe
-    from unirestorer.pipeline import UniRestorer
 
 PROGRAM = "python -m unirestorer"
 SMALLEST_TILE_PX = 64
@@ -79,24 +80,27 @@ def complain(message: str) -> Literal[2]:
 
 def restore(args: argparse.Namespace) -> int:
     """Restore photos and say which expert did it."""
-    from unirestorer import batch
+    from unirestorer import UniRestorer, batch
+    from unirestorer.checkpoint import find_checkpoint
     from unirestorer.experts import DEFAULT_TILE_PX
 
     started = time.perf_counter()
     tasks = named_tasks(args.task)
+    tile_px = DEFAULT_TILE_PX if args.tile == "auto" else args.tile
     photos = batch.find_photos(args.inputs, args.output)
     targets = batch.find_targets(photos, args.inputs, args.output)
     batch.refuse_overwriting([*targets.values(), args.report], photos)
+    folder = find_checkpoint(args.checkpoint, args.revision)
+    model = UniRestorer.from_pretrained(folder, device=args.device)
+    settings = {
+        "checkpoint": sha256_of(folder / "config.json"),  # which holds the hashes of all parts
+        "tasks": tasks and sorted(tasks),
+        "expert": args.expert,
+        "tile_px": tile_px,
+    }
     several = batch.is_run(args.inputs)
-    run = batch.Run(
-        open_model(args, tasks),
-        photos,
-        targets,
-        tasks=tasks,
-        expert=args.expert,
-        tile_px=DEFAULT_TILE_PX if args.tile == "auto" else args.tile,
-        out=Path(args.output) if several else None,
-    )
+    journal = Journal(Path(args.output), settings) if several else None
+    run = batch.Run(model, photos, targets, tasks, args.expert, tile_px, journal)
     run.restore(args.report)
     if several:
         print(*run.summary(time.perf_counter() - started), sep="\n", file=sys.stderr)
@@ -105,12 +109,12 @@ def restore(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Say how photos would be routed, in words or as JSON."""
-    from unirestorer import batch
+    from unirestorer import UniRestorer, batch
     from unirestorer.report import describe
 
     tasks = named_tasks(args.task)
     photos = batch.find_photos(args.inputs)
-    model = open_model(args, tasks)
+    model = UniRestorer.from_pretrained(args.checkpoint, device=args.device, revision=args.revision)
     entries: list[dict[str, Any]] = []
 
     def decide(path: Path, photo: Photo, progress: Progress) -> str | None:
@@ -156,15 +160,6 @@ def verify(args: argparse.Namespace) -> int:
     print(*parts, sep="\n")
     print(f"{folder}: all {len(parts)} parts are sound (hashes, shapes, a forward pass)")
     return 0
-
-
-def open_model(args: argparse.Namespace, tasks: frozenset[Task] | None) -> UniRestorer:
-    """The checkpoint that the arguments name. Raises ValueError, also for tasks that it has no expert for."""
-    from unirestorer.pipeline import UniRestorer
-
-    model = UniRestorer.from_pretrained(args.checkpoint, device=args.device, revision=args.revision)
-    model.tree.mask(tasks)
-    return model
 
 
 def exit_code(failures: list[str], total: int) -> int:
@@ -330,7 +325,14 @@ def add_restore_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ..."
     )
-    add_tile(parser)
+    parser.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="auto|N|off",
+        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
+        "off: the whole photo (default: %(default)s)",
+    )
     parser.add_argument(
         "--report",
         type=Path,
@@ -381,17 +383,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help=REVISION_HELP)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)"
-    )
-
-
-def add_tile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tile",
-        type=tile,
-        default="auto",
-        metavar="auto|N|off",
-        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
-        "off: the whole photo (default: %(default)s)",
     )
 
 
