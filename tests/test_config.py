@@ -77,6 +77,8 @@ def test_absurd_attention_is_refused(kind, change, message):
         ("routers.shape.layers=65", r"routers\.shape: layers is 65"),
         ("tree.levels=1,19,7", r"tree: levels must grow"),
         ("experts.lr=1e-3,-1", r"experts\.lr: expected a number from 0, got -1"),
+        ("experts.minutes=9,0", r"experts: minutes: expected a number above 0 for each level, got \(9\.0, 0"),
+        ("experts.optimizer=sgd", r"experts\.optimizer: unknown 'sgd': choose one of muon, adamw"),
         ("routers.beta=nan", r"routers\.beta: expected a number from 0, got nan"),
         ("experts.batch=many", "expected int, got 'many'"),
         ("experts.stepz=3", "unknown key 'stepz'"),
@@ -159,10 +161,10 @@ def recorded(mode: str, *path: str) -> dict[str, Any]:
 def test_presets_are_what_the_shipped_models_record(
     name: str, mode: str, section: str, path: tuple[str, ...]
 ) -> None:
-    """No preset said what shipped. Settings that a record does not have were not there yet: none was grey."""
+    """No preset said what shipped. What a record does not have was not there yet: no grey, AdamW alone."""
     settings, record = to_dict(getattr(preset(name, mode), section)), recorded(mode, *path)
     for key in settings.keys() - {"shape", "network", "by_node", "neighbors"}:  # see the next test
-        value = record.get(key, 0)
+        value = record.get(key, "adamw" if key == "optimizer" else 0)
         assert settings[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3)), key
 
 

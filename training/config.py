@@ -119,6 +119,11 @@ class ExpertsConfig(Section):
     keep: float = 0.0  # for an expert trained on: weight of its earlier answers, which patches in colour keep
     ema: float = 0.999  # decay of the moving average of the weights
 
+    def check(self) -> None:
+        for name, values in (("steps", self.steps), ("minutes", self.minutes), ("lr", self.lr)):
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name}: expected a number above 0 for each level, got {values}")
+
 
 @dataclass(frozen=True)
 class RoutersConfig(Section):
@@ -204,7 +209,7 @@ def small(mode: Mode) -> Config:
 def shipped(mode: Mode) -> Config:
     """What made checkpoints/single and checkpoints/mixed, on a GPU; nothing of it was black and white."""
     base = replace(small(mode), preset="shipped")
-    experts = replace(base.experts, steps=(900000,), patch_px=128, optimizer="adamw", grey_share=0.0)
+    experts = replace(base.experts, steps=(900000,) * 3, patch_px=128, optimizer="adamw", grey_share=0.0)
     if mode == "single":
         return replace(
             base,
@@ -245,7 +250,7 @@ def grey(mode: Mode) -> Config:
             base.experts,
             minutes=(4.5, 4.5, 6.0),
             optimizer="adamw",
-            lr=(6e-4,),
+            lr=(6e-4,) * 3,
             grey_share=0.5,
             keep=1.5,
             ema=0.99,
