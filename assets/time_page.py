@@ -41,7 +41,7 @@ CLICK_EXAMPLE = """number => new Promise(resolve => {
   document.querySelector(`#examples [data-example="${number}"]`).click();
   const look = () => {
     const pictures = [...document.querySelectorAll("#auto-slider img")];
-    const loaded = pictures.length > 1 && pictures.every(one => one.complete && one.naturalWidth);
+    const loaded = pictures.length > 1 && pictures.every(picture => picture.complete && picture.naturalWidth);
     if (loaded && document.querySelector("#verdict .lead")) resolve(performance.now() - start);
     else requestAnimationFrame(look);
   };
@@ -137,13 +137,13 @@ def main() -> None:
         for photo in photos[1:]:
             both = seconds(lambda p=photo: (model.restore(p), model.restore(p, tasks={Task.DENOISE})))
             alone.append(both)
-    found = {name: round(median(values), 3) for name, values in taken.items()}
-    found["the model alone, both modes"] = round(median(alone), 3)
-    print("| until | median (s) | wanted (s) |\n| --- | ---: | ---: |")
-    for name, value in found.items():
+    medians = {name: round(median(values), 3) for name, values in taken.items()}
+    medians["the model alone, both modes"] = round(median(alone), 3)
+    print("| until | median (s) | at most (s) |\n| --- | ---: | ---: |")
+    for name, value in medians.items():
         print(f"| {name} | {value:.2f} | {WAITED.get(name, '')} |")
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
+        Path(sys.argv[1]).write_text(json.dumps(medians, indent=1) + "\n")
 
 
 def opened(page: Page, url: str) -> None:

@@ -48,15 +48,15 @@ Random = np.random.Generator
 class Findings:
     """What went wrong, and how everything ended."""
 
-    found: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
 
     def add(self, what: str) -> None:
-        self.found.append(what)
+        self.texts.append(what)
 
     def summary(self) -> str:
         ends = ", ".join(f"{name} {count}" for name, count in self.ends.most_common())
-        return f"{sum(self.ends.values())} tried: {ends}; {len(self.found)} findings"
+        return f"{sum(self.ends.values())} tried: {ends}; {len(self.texts)} findings"
 
 
 # Files
@@ -331,8 +331,8 @@ def call_endpoint(http: httpx.Client, random: Random, photo: str) -> str:
     )
     if answer.status_code != 200:
         return answer.text
-    told = http.get(f"/gradio_api/call/{name}/{answer.json()['event_id']}").text
-    event, _, data_line = told.strip().rpartition("event: ")[2].partition("\n")
+    answered = http.get(f"/gradio_api/call/{name}/{answer.json()['event_id']}").text
+    event, _, data_line = answered.strip().rpartition("event: ")[2].partition("\n")
     if event == "complete":
         return ""
     sentence = json.loads(data_line.removeprefix("data: "))
@@ -396,10 +396,10 @@ def call_photo(http: httpx.Client, random: Random, whole: dict[str, bytes]) -> s
     (path,) = answer.json()
     photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
     answer = http.post("/gradio_api/call/inspect", json={"data": [photo, []]})
-    told = http.get(f"/gradio_api/call/inspect/{answer.json()['event_id']}").text
-    if "event: complete" in told:
+    answered = http.get(f"/gradio_api/call/inspect/{answer.json()['event_id']}").text
+    if "event: complete" in answered:
         return ""
-    return json.loads(told.strip().rpartition("data: ")[2])["error"]
+    return json.loads(answered.strip().rpartition("data: ")[2])["error"]
 
 
 def fuzz_calls(count: int, seed: int, until: float) -> Findings:
@@ -425,11 +425,11 @@ def fuzz_calls(count: int, seed: int, until: float) -> Findings:
                 "address": lambda: call_address(http, random),  # noqa: B023
                 "photo": lambda: call_photo(http, random, whole),  # noqa: B023
             }
-            told = ""
+            answered = ""
             try:
-                told = calls[kind]()
+                answered = calls[kind]()
                 # What a raw request is told may repeat it, as JSON.
-                wrong = told and complaint(told, 2**20 if kind == "raw" else LONGEST_SENTENCE)
+                wrong = answered and complaint(answered, 2**20 if kind == "raw" else LONGEST_SENTENCE)
             except httpx.TimeoutException:
                 wrong = f"no answer within {HANG_SECONDS} s"
             except httpx.TransportError as error:
@@ -437,9 +437,9 @@ def fuzz_calls(count: int, seed: int, until: float) -> Findings:
                 wrong = "" if kind in ("raw", "address") else f"the server hung up: {error!r:.200}"
             except (httpx.HTTPError, ValueError, KeyError, AttributeError) as error:
                 wrong = f"an answer that cannot be read: {error!r:.200}"
-            findings.ends[f"{kind} {'told' if told else 'done'}"] += 1
+            findings.ends[f"{kind} {'told' if answered else 'done'}"] += 1
             if wrong:
-                findings.add(f"call {number} of seed {seed} ({kind}): {wrong}: {told[:200]!r}")
+                findings.add(f"call {number} of seed {seed} ({kind}): {wrong}: {answered[:200]!r}")
         if not survives(http, upload(http, whole["photo.png"])):
             findings.add("the server does not restore a photo any more")
         for entry in target.entries():
@@ -455,17 +455,17 @@ def fuzz_calls(count: int, seed: int, until: float) -> Findings:
 @contextmanager
 def logged_exceptions() -> Iterator[list[str]]:
     """What the web server logs of exceptions meanwhile: it tells them whole, with what a request held."""
-    found: list[str] = []
+    texts: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.exc_info:
-                found.append(repr(record.exc_info[1]))
+                texts.append(repr(record.exc_info[1]))
 
     handler, logger = Handler(), logging.getLogger("uvicorn.error")
     logger.addHandler(handler)
     try:
-        yield found
+        yield texts
     finally:
         logger.removeHandler(handler)
 
@@ -494,8 +494,8 @@ def survives(http: httpx.Client, photo: str) -> bool:
     """Whether the page still restores."""
     inputs = [{"path": photo, "meta": {"_type": "gradio.FileData"}}, ["derain"], ""]
     answer = http.post("/gradio_api/call/restore", json={"data": inputs})
-    told = http.get(f"/gradio_api/call/restore/{answer.json()['event_id']}").text
-    return "event: complete" in told and http.get("/healthz").json()["status"] == "ok"
+    answered = http.get(f"/gradio_api/call/restore/{answer.json()['event_id']}").text
+    return "event: complete" in answered and http.get("/healthz").json()["status"] == "ok"
 
 
 def main() -> int:
@@ -510,8 +510,8 @@ def main() -> int:
     bad = False
     for name, run, count in (("files", fuzz_files, args.files), ("calls", fuzz_calls, args.calls)):
         findings = run(count, args.seed, until)
-        print(*findings.found, f"{name}: {findings.summary()}", sep="\n")  # noqa: T201
-        bad = bad or bool(findings.found)
+        print(*findings.texts, f"{name}: {findings.summary()}", sep="\n")  # noqa: T201
+        bad = bad or bool(findings.texts)
     return 1 if bad else 0
 
 

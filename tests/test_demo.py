@@ -130,8 +130,8 @@ def test_a_far_and_scattered_place_is_said_to_be_so() -> None:
 
 
 def test_choices_are_told() -> None:
-    told = words.choice_sentence(made(0.9, 50.0, 2), (Task.DERAIN, Task.DEHAZE), "")
-    assert told.startswith("Only rain and haze kept") and "Of these, heavy rain fits best (90" in told
+    sentence = words.choice_sentence(made(0.9, 50.0, 2), (Task.DERAIN, Task.DEHAZE), "")
+    assert sentence.startswith("Only rain and haze kept") and "Of these, heavy rain fits best (90" in sentence
     forced = {**made(0.9, 50.0, 2), "expert": "0-0", "expert_name": "everything", "forced": True}
     assert words.choice_sentence(forced, (), "0-0").endswith(
         "Left alone, the router would choose heavy rain."
@@ -181,11 +181,13 @@ def test_captions_are_set_beside_the_verdict() -> None:
 
 
 def test_a_mistake_is_told_without_markup() -> None:
-    told = notices.sorry(ValueError(f"unknown expert '{EVIL}':\n  see above"))
-    assert "<" not in told and "\n" not in told and told.startswith("Unknown expert")
+    sentence = notices.sorry(ValueError(f"unknown expert '{EVIL}':\n  see above"))
+    assert "<" not in sentence and "\n" not in sentence and sentence.startswith("Unknown expert")
     assert notices.sorry(ValueError("image: got nothing")) == "This photo cannot be used: got nothing."
-    told = notices.sorry(ValueError("image: got a damaged image, expected a whole one, save it again"))
-    assert told == "This photo cannot be used: it is a damaged image (expected a whole one); save it again."
+    sentence = notices.sorry(ValueError("image: got a damaged image, expected a whole one, save it again"))
+    assert (
+        sentence == "This photo cannot be used: it is a damaged image (expected a whole one); save it again."
+    )
 
 
 # Palette
@@ -334,8 +336,8 @@ def test_a_result_points_to_the_other_kind_of_model(model: UniRestorer) -> None:
     scope = Scope("mixed", model.ranges)
     mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts, scope)
     mixed.name = "several"
-    told = panels.other_models(model, [model, mixed])
-    assert 'data-model="several"' in told and "More than one thing wrong" in text_of(told)
+    sentence = panels.other_models(model, [model, mixed])
+    assert 'data-model="several"' in sentence and "More than one thing wrong" in text_of(sentence)
     assert "Only one thing wrong" in text_of(panels.other_models(mixed, [model, mixed]))
     assert panels.other_models(model, [model]) == ""
 
@@ -402,7 +404,7 @@ def test_nothing_is_remembered_on_the_server(handlers: Handlers, photo: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
         (b"just text", "no readable image"),
         (b"", "empty file"),
@@ -411,15 +413,15 @@ def test_nothing_is_remembered_on_the_server(handlers: Handlers, photo: str) -> 
     ],
 )
 def test_what_is_no_photo_is_a_sentence(
-    handlers: Handlers, tmp_path: Path, content: bytes, said: str
+    handlers: Handlers, tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = tmp_path / f"{EVIL.replace('/', '')}.png"
     path.write_bytes(content)
     (view,) = handlers.views(str(path), [], "", None)
     assert view.memory is None and view.error is not None
-    told = notices.sorry(view.error)
-    assert said in told and "onerror" not in told and "Traceback" not in told
-    assert told in panels.draw(handlers.model, view).verdict
+    sentence = notices.sorry(view.error)
+    assert reason in sentence and "onerror" not in sentence and "Traceback" not in sentence
+    assert sentence in panels.draw(handlers.model, view).verdict
 
 
 def test_other_bad_input_is_a_sentence(handlers: Handlers, photo: str) -> None:
@@ -559,8 +561,8 @@ def test_mixtures_are_named_by_what_the_captions_name() -> None:
     report["seen"] = {**seen, "dehaze": 0.4, "derain": 0.3}
     assert words.looks_like(report) == "Hard to tell: haze (40\u00a0%), rain (30\u00a0%) or others."
     report |= {"level": 0, "levels": [{"name": "all"}] * 3, "expert_name": "all", "forced": False}
-    said = words.choice_sentence(report, [Task.DEHAZE], "")
-    assert said == "Only haze kept, all other experts ruled out; the expert for everything took over."
+    reason = words.choice_sentence(report, [Task.DEHAZE], "")
+    assert reason == "Only haze kept, all other experts ruled out; the expert for everything took over."
 
 
 def lightness(colour: str) -> float:

@@ -14,13 +14,13 @@ ENOUGH = 3600.0  # seconds; pytest's own limit comes first
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files() -> None:
     findings = fuzz.fuzz_files(150, 0, time.monotonic() + ENOUGH)
-    assert findings.found == []
+    assert findings.texts == []
     assert findings.ends["read"] > 10 and findings.ends["refused"] > 10
 
 
 def test_wrong_calls() -> None:
     findings = fuzz.fuzz_calls(40, 0, time.monotonic() + ENOUGH)
-    assert findings.found == []
+    assert findings.texts == []
     assert sum(findings.ends.values()) == 40
 
 

@@ -100,8 +100,11 @@ def test_a_file_that_is_damaged_while_serving(
     forced = next(name for name in ("1-3", "2-5") if name != chosen)
     damage(folder / f"experts/{forced}.safetensors")
     *_, view = run(photo, forced)
-    told = jobs.sorry(view.error)
-    assert told.startswith("This expert cannot be loaded on the server just now") and str(folder) not in told
+    sentence = jobs.sorry(view.error)
+    assert (
+        sentence.startswith("This expert cannot be loaded on the server just now")
+        and str(folder) not in sentence
+    )
     entry = entries(log)[-1]
     assert entry["error"] == "PartError" and f"experts/{forced}.safetensors" in entry["detail"][0]
     assert "secret" not in log.getvalue()
@@ -191,9 +194,9 @@ def test_a_lent_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
 
 def resident_mb() -> float:
-    found = re.search(r"^VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) / 1000
+    resident = re.search(r"^VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert resident
+    return int(resident[1]) / 1000
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library keeps nothing back")

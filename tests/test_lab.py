@@ -113,8 +113,8 @@ def test_several_degradations_at_once(lab: Lab, photo: str) -> None:
     assert trial.recipe == lab.recipe(spoiling)
     leaf = lab.model.tree.expert_number(trial.scores[3].expert) - lab.model.tree.offsets[-1]
     assert set(lab.model.tree.task_sets[leaf]) <= {frozenset({task}) for task in lab.named(spoiling)}
-    told = verdict_html(trial, lab.scales)
-    assert "then medium noise (strength 30), then medium compression (strength 20); seed 3" in told
+    sentence = verdict_html(trial, lab.scales)
+    assert "then medium noise (strength 30), then medium compression (strength 20); seed 3" in sentence
     points = lab.sweep(photo, spoiling)
     assert points[0].degraded < 100, "what is not swept is there from the start"
 
@@ -230,10 +230,10 @@ def test_a_sweep_goes_from_none_to_the_end_and_is_drawn(lab: Lab, photo: str, ta
 
 
 def test_a_sweep_in_words() -> None:
-    told = words.swept(
+    sentence = words.swept(
         Task.DENOISE, [(0.0, "rain, light", 96.0), (25.0, "noise, medium", 50.0), (50.0, "noise", 3.0)]
     ).replace(words.NBSP, " ")
-    assert told == (
+    assert sentence == (
         "Noise restored by: light rain (from 0), medium noise (from 25), noise (from 50). The estimate was "
         "shakier than 96 % of training photos at first, than 3 % at the end."
     )

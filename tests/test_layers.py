@@ -54,14 +54,14 @@ def violations(path: str, source: str) -> list[str]:
         if name not in LAYER:
             return [f"{path} is in no layer: add it to LAYERS"]
         own = LAYER[name]
-    found = []
+    faults = []
     for name in sorted(imports(path, source)):
         package, module = (*name.split("."), "__init__")[:2]
         if not path.startswith(ONLY_IN.get(package, "")):
-            found.append(f"{path} imports {name}; only {' and '.join(ONLY_IN[package])} may")
+            faults.append(f"{path} imports {name}; only {' and '.join(ONLY_IN[package])} may")
         if package == "unirestorer" and LAYER.get(module, LAYER["__init__"]) > own:
-            found.append(f"{path} imports {name} from a layer above its own")
-    return found
+            faults.append(f"{path} imports {name} from a layer above its own")
+    return faults
 
 
 def test_every_module_imports_downwards() -> None:
@@ -69,10 +69,10 @@ def test_every_module_imports_downwards() -> None:
     for folder in ("unirestorer", "training", "assets"):
         paths += (ROOT / folder).rglob("*.py")
     assert paths
-    found = []
+    faults = []
     for path in paths:
-        found += violations(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
-    assert not found, "\n".join(found)
+        faults += violations(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize(

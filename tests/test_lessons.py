@@ -83,8 +83,8 @@ def test_the_likelihoods_terms_are_the_loss_of_training(model: UniRestorer, esti
     u = torch.randn(estimate.e.shape[1], generator=torch.Generator().manual_seed(1))
     misfit, price = likelihood_terms(estimate, u)
     assert misfit + price == pytest.approx(float(uncertainty_loss(estimate, u[None])), rel=1e-4)
-    told = [float(x) for x in re.findall(r"<td>(-?[\d.]+)</td>", likelihood_html(model, estimate))]
-    assert told[0] + told[1] == pytest.approx(told[2], abs=2e-3)
+    figures = [float(x) for x in re.findall(r"<td>(-?[\d.]+)</td>", likelihood_html(model, estimate))]
+    assert figures[0] + figures[1] == pytest.approx(figures[2], abs=2e-3)
     assert "Restore tab" in likelihood_html(model, None)
 
 

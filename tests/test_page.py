@@ -141,10 +141,10 @@ class Visit:
     def serious_findings(self) -> list[str]:
         from axe_playwright_python.sync_playwright import Axe
 
-        found = Axe().run(self.page).response["violations"]
+        violations = Axe().run(self.page).response["violations"]
         return [
             f"{finding['id']}: {node['html'][:200]}: {node['failureSummary'][:300]}"
-            for finding in found
+            for finding in violations
             if finding["impact"] in SERIOUS
             for node in finding["nodes"]
         ]
@@ -519,10 +519,10 @@ def test_endpoints(url: str, client: Any, photo: str, tmp_path: Path) -> None:
 
     text = tmp_path / "text.png"
     text.write_text("not a photo")
-    for arguments, name, said in (
+    for arguments, name, reason in (
         ((handle_file(text), [], ""), "/restore", "cannot be used"),
         ((handle_file(photo), [], "9-9"), "/restore", "Unknown expert"),
         ((handle_file(photo), "{", None, None, None), "/degrade", "not JSON"),
     ):
-        with pytest.raises(AppError, match=said):
+        with pytest.raises(AppError, match=reason):
             client.predict(*arguments, api_name=name)

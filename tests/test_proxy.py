@@ -30,9 +30,9 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx: apt-get install
 def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in taken:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in taken]
+        for probe in taken:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in taken]
 
 
 def documented(front: int, pages: list[int], folder: Path) -> str:
@@ -98,9 +98,9 @@ def test_each_visitor_stays_with_one_page(address: str) -> None:
     page_of = {}
     for visitor in (f"127.{number}.0.1" for number in range(8)):
         with httpx.Client(transport=httpx.HTTPTransport(local_address=visitor)) as client:
-            found = {client.get(f"{address}/healthz").headers["x-page"] for _ in range(3)}
-        assert len(found) == 1, (visitor, found)
-        page_of[visitor] = found.pop()
+            pages = {client.get(f"{address}/healthz").headers["x-page"] for _ in range(3)}
+        assert len(pages) == 1, (visitor, pages)
+        page_of[visitor] = pages.pop()
     assert len(set(page_of.values())) == 2, "one page got all visitors"
 
 

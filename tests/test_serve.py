@@ -333,7 +333,7 @@ def test_a_bad_photo_is_told_and_its_kind_logged(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "reason"),
     [
         (RuntimeError("secret: index 7 out of range"), "it is not your mistake"),
         (MemoryError(), "not enough memory"),
@@ -341,12 +341,12 @@ def test_a_bad_photo_is_told_and_its_kind_logged(server: Server) -> None:
         (OSError(5, "Input/output error"), "it is not your mistake"),
     ],
 )
-def test_what_nobody_expected_is_a_sentence(server: Server, failure: BaseException, said: str) -> None:
+def test_what_nobody_expected_is_a_sentence(server: Server, failure: BaseException, reason: str) -> None:
     server.slow.failure = failure
     server.slow.go.set()
     server.join("a", server.upload(png()))
     refused = server.outcome("a")
-    assert refused["success"] is False and said in refused["output"]["error"]
+    assert refused["success"] is False and reason in refused["output"]["error"]
     entry = server.entries()[-1]
     assert entry["error"] == type(failure).__name__ and "test_serve.py" in entry["detail"][-1]
     assert "secret" not in server.log.getvalue() + json.dumps(refused)
@@ -417,8 +417,8 @@ def test_files_of_the_server_cannot_be_named(server: Server, path: str) -> None:
         refused = server.outcome("a")
         assert refused["success"] is False, photo
         server.join("a", [photo], "route_given")
-        told = server.outcome("a")
-        assert told["success"] is False or "None of these files is a photo" in json.dumps(told)
+        outcome = server.outcome("a")
+        assert outcome["success"] is False or "None of these files is a photo" in json.dumps(outcome)
     assert server.slow.tiles == 0
 
 
@@ -490,13 +490,13 @@ def test_a_link_in_the_folder_is_deleted_and_not_followed(tmp_path: Path) -> Non
 def test_limits_are_read_and_checked() -> None:
     assert read_limits("") == Limits()
     assert read_limits("seconds=60, jobs=16") == Limits(jobs=16, seconds=60)
-    for text, said in (
+    for text, reason in (
         ("jobs", "name=number"),
         ("jobs=-1", "name=number"),
         ("jbs=1", "known keys"),
         ("jobs=0", "least 1"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=reason):
             read_limits(text)
 
 
@@ -555,7 +555,7 @@ def app(tmp_path: Path, checkpoint: Path, **settings: str) -> subprocess.Popen[s
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "reason"),
     [
         ("GRADIO_SERVER_PORT", "abc", "GRADIO_SERVER_PORT: expected a number from 1 to 65535, got 'abc'"),
         ("GRADIO_SERVER_PORT", "TAKEN", "address already in use: choose another one with GRADIO_SERVER_PORT"),
@@ -565,7 +565,7 @@ def app(tmp_path: Path, checkpoint: Path, **settings: str) -> subprocess.Popen[s
     ],
 )
 def test_what_keeps_it_from_starting_is_one_line(
-    tiny_checkpoint: Path, tmp_path: Path, name: str, value: str, said: str
+    tiny_checkpoint: Path, tmp_path: Path, name: str, value: str, reason: str
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -574,7 +574,7 @@ def test_what_keeps_it_from_starting_is_one_line(
         process = app(tmp_path, tiny_checkpoint, **{name: value})
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
-    assert errors.startswith("app.py: ") and said in errors and errors.count("\n") == 1
+    assert errors.startswith("app.py: ") and reason in errors and errors.count("\n") == 1
 
 
 def test_sigterm_ends_the_process_cleanly(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -173,13 +173,13 @@ def watch(server: Server, go_on: Callable[[], bool], tally: Tally) -> None:
                 tally.answers.append(time.monotonic() - start)
             except httpx.HTTPError as error:
                 tally.failures.append(f"the page: {type(error).__name__}")
-            found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{server.process}/status").read_text())
-            if found:
-                tally.memory.append(int(found[1]) / 1000)
+            resident = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{server.process}/status").read_text())
+            if resident:
+                tally.memory.append(int(resident[1]) / 1000)
             time.sleep(LOOK_SECONDS)
 
 
-def crowd(server: Server, count: int, seconds: float, side_px: int, told: str) -> Tally:
+def crowd(server: Server, count: int, seconds: float, side_px: int, name: str) -> Tally:
     """`count` visitors for a while; a photo that was begun in time is waited for, but does not count."""
     tally = Tally()
     end = time.monotonic() + seconds
@@ -188,13 +188,13 @@ def crowd(server: Server, count: int, seconds: float, side_px: int, told: str) -
         return time.monotonic() < end
 
     threads = [
-        threading.Thread(target=visit, args=(server, f"{told}{i}", colour, side_px, go_on, tally))
+        threading.Thread(target=visit, args=(server, f"{name}{i}", colour, side_px, go_on, tally))
         for i, colour in enumerate(colours(count))
     ]
     threads.append(threading.Thread(target=watch, args=(server, go_on, tally)))
     for thread in threads:
         thread.start()
-    with tqdm(total=round(seconds), desc=told, unit="s") as bar:
+    with tqdm(total=round(seconds), desc=name, unit="s") as bar:
         while time.monotonic() < end:
             time.sleep(1)
             bar.update(1)
@@ -225,7 +225,7 @@ def main() -> int:
     rate = alone.ends["restored"] / arguments.alone_minutes
     ratio = many.ends["restored"] / arguments.minutes / rate if rate else 0.0
     third = max(1, len(many.memory) // 3)
-    found = {
+    figures = {
         "visitors": arguments.visitors,
         "minutes": arguments.minutes,
         "side_px": arguments.side,
@@ -244,7 +244,7 @@ def main() -> int:
             "peak": max(many.memory, default=None),
         },
     }
-    text = json.dumps(found, indent=1)
+    text = json.dumps(figures, indent=1)
     sys.stdout.write(text + "\n")
     if arguments.json:
         arguments.json.write_text(text + "\n")

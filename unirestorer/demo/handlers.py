@@ -239,12 +239,12 @@ class Handlers:
             return recipe if seed is None else recipe.reseeded(int(seed))
         if not task:
             raise ValueError("nothing to degrade with: give a recipe or a task")
-        known = Task(task)
+        kind = Task(task)
         if strength is None:
-            if known not in self.model.ranges:
-                raise ValueError(f"this model was trained on no strength of {known}: give one")
-            strength = sum(self.model.ranges[known].trained) / 2
-        return compose({known: strength}, int(seed or 0), self.model.mode)
+            if kind not in self.model.ranges:
+                raise ValueError(f"this model was trained on no strength of {kind}: give one")
+            strength = sum(self.model.ranges[kind].trained) / 2
+        return compose({kind: strength}, int(seed or 0), self.model.mode)
 
     def _show(self, result: Restoration, name: str) -> Shown:
         image = to_pil(result.image)

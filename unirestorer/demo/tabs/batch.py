@@ -83,10 +83,13 @@ def add(page: Page) -> None:
         return show(lambda advance: route_variants(handlers, None, int(seed or 0), advance), progress)
 
     outputs = [summary, download, routes]
-    settings: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [summary]}
-    settings["api_visibility"] = "private"
-    files.upload(inputs=files, outputs=[*outputs, files], **settings, **page.job(route_given))
-    vary.click(inputs=seed, outputs=outputs, **settings, **page.job(route_drawn))
+    event: dict[str, Any] = {
+        "api_visibility": "private",
+        "show_progress": "minimal",
+        "show_progress_on": [summary],
+    }
+    files.upload(inputs=files, outputs=[*outputs, files], **event, **page.job(route_given))
+    vary.click(inputs=seed, outputs=outputs, **event, **page.job(route_drawn))
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _controls(scales: dict[Task, Scale]) -> Controls:
             }
             backwards = gr.Checkbox(
                 label="Backwards",
-                info="Else in the order of nature: light, blur, noise, rain, snow, haze, then JPEG.",
+                info=f"Else in the order of nature: {words.in_order(scales)}.",
                 elem_id="lab-backwards",
             )
         seed = gr.Number(0, label="Seed of the random parts", precision=0, minimum=0, elem_id="lab-seed")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from unirestorer.degradation.recipe import CLEAN_CAPTION
+from unirestorer.degradation.recipe import CLEAN_CAPTION, ORDER
 from unirestorer.demo.scale import Scale
 from unirestorer.tree import DegradationTree
 from unirestorer.types import TASK_NOUNS, Mode, Task
@@ -282,6 +282,13 @@ def choice_sentence(report: dict[str, Any], tasks: Iterable[Task], expert: str) 
 def strength_label(scale: Scale) -> str:
     """What the lab's slider moves: "Noise: σ of 255"."""
     return f"{first_upper(TASK_WORDS[scale.task])}: {scale.unit}"
+
+
+def in_order(tasks: Iterable[Task]) -> str:
+    """The order in which nature degrades: "light, blur, noise, rain, snow, then haze"."""
+    present = set(tasks)
+    *most, last = (TASK_NOUNS[task].removeprefix("low ") for task in ORDER if task in present)
+    return f"{', '.join(most)}, then {last}"
 
 
 def trained(scale: Scale) -> str:
