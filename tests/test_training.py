@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.__main__ import main, make_run, parse
+from training.__main__ import main, parse
 from training.build import experts as train_experts
 from training.build.data import Corpus, Entry, Row, fade, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Trainer, draws, kept_loss, nodes_of
 from training.build.extractor import balanced_rows, report
+from training.build.stages import make_run
 from training.config import CorpusConfig, preset
 from training.measure.ablate import subtree
 from training.measure.evaluate import longer_bank

@@ -1,7 +1,7 @@
 """What every table measures: fixed in `protocol.json` and rendered photo by photo. All was fixed before
 anything was trained, but for the photos in black and white and the mild strengths, which came later.
 
-A case is one line of a table: a degradation at one strength, a mixed setting, a second generator, an unseen
+A case is one line of a table: a degradation at one strength, a mixture of them, a second generator, an unseen
 type, real pairs, undegraded photos, or photos in black and white. Its seed follows from its name and the
 protocol's seed, and a photo's random fields follow from the case's seed and the photo's place in its folder;
 so a subset of photos or cases gives the same bits.
@@ -49,7 +49,7 @@ class Case:
 
     id: str  # "single-in/derain-40": group, name and, if there is one, strength
     group: str  # one of GROUPS
-    name: str  # the task, mixed setting, unseen type, or set of real or clean photos
+    name: str  # the task, mixture, unseen type, or set of real or clean photos
     tasks: tuple[Task, ...]  # that undo it; empty if none of the seven does
     strength: float | None  # in the unit of RANGES or of the second generator; None if drawn or unknown
     band: Band | None  # trained range or held-out; None outside of both
@@ -84,17 +84,17 @@ def protocol() -> dict[str, Any]:
     return json.loads(PROTOCOL_FILE.read_text())
 
 
-def cases(*wanted: str) -> list[Case]:
+def cases(*names: str) -> list[Case]:
     """The cases of some groups, or with some ids; without arguments all of them.
 
-    Raises ValueError for a word that is neither, listing the groups.
+    Raises ValueError for a name that is neither, listing the groups.
     """
     everything = list(_all_cases())
-    known = {word for case in everything for word in (case.group, case.id)}
-    for word in wanted:
-        if word not in known:
-            raise ValueError(f"unknown group {word!r}: choose among {', '.join(GROUPS)}, or name a case")
-    return [case for case in everything if not wanted or case.group in wanted or case.id in wanted]
+    choices = {name for case in everything for name in (case.group, case.id)}
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"unknown group {name!r}: choose among {', '.join(GROUPS)}, or name a case")
+    return [case for case in everything if not names or case.group in names or case.id in names]
 
 
 def _all_cases() -> Iterator[Case]:
@@ -107,7 +107,7 @@ def _all_cases() -> Iterator[Case]:
                     f"single-{part}", task, (task,), strength, band, "recipe", data["single"]["photos"]
                 )
     for band in ("in", "out"):
-        for name, tasks in data["mixed"]["settings"].items():
+        for name, tasks in data["mixed"]["mixtures"].items():
             yield _case(f"mixed-{band}", name, tasks, None, band, "recipe", data["mixed"]["photos"])
     photos = data["second"]["photos"]
     for band in ("in", "out"):
