@@ -36,9 +36,9 @@ LETTERS = "LL is low light, H haze, N noise, B blur, R rain, S snow."
 def card_text(model: UniRestorer) -> str:
     """The checkpoint's own README as Markdown, without its first title; a sentence where there is none.
 
-    A stranger's card gets no markup of its own, and no pictures but those of `card_pictures`: others could be
-    fetched from other hosts. What links to a file beside the card loses the link, which would lead nowhere
-    from the page.
+    A stranger's card gets no markup of its own but folded parts, and no pictures but those of
+    `card_pictures`: others could be fetched from other hosts. What links to a file beside the card loses the
+    link, which would lead nowhere from the page.
     """
     text = _readme(model)
     if not text:
@@ -47,7 +47,8 @@ def card_text(model: UniRestorer) -> str:
     text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"(Picture: \1.)", text)
     text = re.sub(r"!\[([^\]]*)\]", r"[\1]", text)
     text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    return re.sub(r"<(?=[A-Za-z/!?])(?!/?(?:details|summary)>)", "&lt;", text)
 
 
 def card_pictures(model: UniRestorer) -> str:
