@@ -134,20 +134,21 @@ def test_a_longer_trained_expert_stands_beside_all(data: Path) -> None:
     assert "longer" not in markdown(measure(Model(), data, case, limit=1))
 
 
-def test_photos_in_black_and_white_are_measured_as_they_are_served(data: Path, tiny_checkpoint: Path) -> None:
+def test_photos_in_black_and_white_are_measured_as_they_are_served(
+    data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They come out exactly grey; they were scored with the experts' tints, up to 6.5 grey levels away."""
-    model = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
-    bank, outputs = model.experts, []
+    call, outputs = ExpertBank.__call__, []
 
-    def recorded(x: Tensor, expert: Tensor) -> Tensor:
-        outputs.append(bank(x, expert))
+    def recorded(bank: ExpertBank, x: Tensor, expert: Tensor, **options: object) -> Tensor:
+        outputs.append(call(bank, x, expert, **options))
         return outputs[-1]
 
-    model.experts = recorded  # type: ignore[assignment]
+    monkeypatch.setattr(ExpertBank, "__call__", recorded)
+    model = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
     case = cases("grey/denoise-25")[0]
     figures = evaluate_case(model, case, samples(case, data, limit=2))
     assert outputs and all(torch.equal(output, output[:, :1].expand_as(output)) for output in outputs)
-    model.experts = bank
     served = [(model.restore(sample.degraded).image, sample.clean) for sample in samples(case, data, limit=2)]
     assert figures["psnr"]["auto"] == pytest.approx(sum(psnr(*pair)[0] for pair in served) / 2, abs=1e-3)
 

@@ -206,10 +206,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Draw into the checkpoint's folder. Raises ValueError when something was not measured."""
     folder = find_checkpoint(arguments.checkpoint)
-    config = Checkpoint(folder).config
+    opened = Checkpoint(folder)
     measured = json.loads((folder / "metrics.json").read_text()).get(KEY, {}).get("cases", {})
-    if config["setting"] == "mixed":
-        figure = steps_curves(measured, config["training"]["experts"])
+    if opened.mode == "mixed":
+        figure = steps_curves(measured, opened.config["training"]["experts"])
     else:
         figure = curves(measured)
     target = folder / "curves.png"
