@@ -79,7 +79,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(model: Model, data: Path, *groups: str, **options: int | Path | dict) -> dict:
-    return evaluate(model, data, groups=groups, quiet=True, **options)
+    return evaluate(model, data, groups=groups, **options)
 
 
 def test_figures_agree_with_a_plain_loop(data: Path) -> None:

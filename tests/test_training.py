@@ -20,7 +20,7 @@ from training.build import experts as train_experts
 from training.build.data import Corpus, Entry, Row, fade, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Trainer, draws, kept_loss, nodes_of
-from training.build.extractor import balanced_rows, report
+from training.build.extractor import accuracy_of, balanced_rows
 from training.build.stages import make_run
 from training.config import CorpusConfig, preset
 from training.measure.ablate import subtree
@@ -407,9 +407,9 @@ def test_windows_of_types_that_the_extractor_never_saw_count_as_missed() -> None
     known, unknown = "a photo with heavy noise", "a photo with thick haze"
     entries = [Entry(("denoise",), known, {}), Entry(("dehaze",), unknown, {})]
     corpus = Corpus(Path(), entries, [Row(recipe, "a.png", 0) for recipe in (-1, 0, 1)], *[np.zeros(3)] * 2)
-    found = report(extractor, corpus, torch.eye(config.shape.dim)[[0, 1, 1]])
-    assert found["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
-    assert found["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
+    accuracy = accuracy_of(extractor, corpus, torch.eye(config.shape.dim)[[0, 1, 1]])
+    assert accuracy["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
+    assert accuracy["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
 
 
 @pytest.mark.parametrize(

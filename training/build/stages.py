@@ -24,7 +24,7 @@ from training.build import parts
 from training.build.data import Corpus, Photos, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Node, Origin, Trainer, nodes_of
-from training.build.extractor import corpus_drs, report, train_extractor
+from training.build.extractor import accuracy_of, corpus_drs, train_extractor
 from training.build.loop import Progress
 from training.build.map import fit_map
 from training.build.routers import Embedded, embed, measure_l1, new_router, train_routers
@@ -181,7 +181,7 @@ def extractor_stage(run: Run) -> None:
     accuracy = {}
     for band in ("in", "out"):
         corpus = run.held_out(band)
-        accuracy[band] = report(extractor, corpus, corpus_drs(extractor, corpus, run.device))
+        accuracy[band] = accuracy_of(extractor, corpus, corpus_drs(extractor, corpus, run.device))
         type_, degree = (accuracy[band][key] for key in ("type_accuracy", "degree_accuracy_within_type"))
         count = accuracy[band]["count"]
         say(

@@ -87,7 +87,6 @@ def evaluate(
     limit: int | None = None,
     about: dict[str, Any] | None = None,
     longer: ExpertBank | None = None,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure `model` on some groups (or ids) of the protocol's cases, by default on all.
 
@@ -109,7 +108,7 @@ def evaluate(
     result["skipped"] = {id_: reason for id_, reason in reasons.items() if reason}
 
     total = sum(min(case.count, limit or case.count) for case in todo)
-    with tqdm(total=total, desc="evaluate", unit="photo", bar_format=BAR, disable=quiet) as bar:
+    with tqdm(total=total, desc="evaluate", unit="photo", bar_format=BAR) as bar:
         for case in todo:
             bar.set_postfix_str(case.id)
             rendered = samples(case, data_dir, layers=layers, limit=limit)
