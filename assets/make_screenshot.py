@@ -7,7 +7,6 @@ degradation lab after a sweep over the strength of noise; sweep.webp: that sweep
 import contextlib
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,18 +18,12 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
+from training.measure.browser import open_browser
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
 SIZE = (1440, 1560)  # tall enough for the whole page
 WIDTH = 1000  # of the animation, in pixels
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-def open_browser(playwright: Playwright) -> Browser:
-    """The Chromium that $CHROMIUM names or the machine has."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    return playwright.chromium.launch(executable_path=chromium, args=FLAGS)
 
 
 def open_page(playwright: Playwright, url: str) -> tuple[Browser, Page]:

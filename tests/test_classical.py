@@ -1,4 +1,4 @@
-"""The classical methods do what they are for, and the comparison is told as measured."""
+"""The classical methods do what they are for, and the comparison is printed as measured."""
 
 import json
 import shutil

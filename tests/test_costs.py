@@ -15,12 +15,12 @@ from training.measure.costs import (
     CountingCheckpoint,
     Meter,
     aligned,
+    as_text,
     draw_noisy,
     grow,
     growth,
     measure_case,
     measure_experts,
-    report,
 )
 from unirestorer.checkpoint import Checkpoint, verify
 
@@ -114,7 +114,7 @@ def test_costs_from_the_command_line(
     text, err = capsys.readouterr()
     assert err == ""  # a progress bar needs a terminal
     measured = json.loads(out.read_text())
-    assert report(measured) == text.rstrip("\n")
+    assert as_text(measured) == text.rstrip("\n")
     assert [(row["width"], row["height"]) for row in measured["rows"]] == [(48, 48), (64, 32)]
     assert measured["rows"][0]["cold"]["open"]["seconds"] > 0
     assert measured["growth"]["megapixels"] == pytest.approx(48 * 48 / (64 * 32))

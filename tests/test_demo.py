@@ -671,6 +671,8 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     (folder / "README.md").write_text(
         "# Title\n\nFor *photos*, x < 3. ![a picture](https://elsewhere/x.png) <script>evil()</script>\n"
         "![Failures](../limits.jpg) [more](../README.md)\n![No picture](bad.jpg) ![A <b>ramp](ramp.png)\n"
+        "<!-- results -->\n<details>\n<summary>All <i>of</i> it</summary>\n\n| a |\n| - |\n\n</details>\n"
+        "<details open ontoggle=evil()><scr<!-- -->ipt><!-- end\nof results -->"
     )
     (folder / "bad.jpg").write_bytes(b"<script>")
     Image.linear_gradient("L").save(folder / "ramp.png")
@@ -679,6 +681,12 @@ def test_the_model_card_shows_what_was_measured(tiny_checkpoint: Path, tmp_path:
     assert text.startswith("\nFor *photos*, x < 3.") and "Title" not in text
     assert "elsewhere" in text and "![" not in text and "<script" not in text
     assert "(Picture: Failures.) more" in text and "limits.jpg" not in text
+    folded = "<details>\n<summary>All &lt;i>of&lt;/i> it</summary>\n\n| a |\n| - |\n\n</details>"
+    assert (
+        folded in text
+        and "results" not in text
+        and text.endswith("&lt;details open ontoggle=evil()>&lt;script>")
+    )
     pictures = card_pictures(model)  # those beside the card alone
     assert pictures.count("<img") == 1 and 'src="data:image/jpeg;base64,' in pictures
     assert "A &lt;b&gt;ramp." in pictures and "script" not in pictures

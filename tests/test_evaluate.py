@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.measure.curves import UNDEGRADED, curves, steps_curves
-from training.measure.evaluate import KEY, TIE_DB, WORST, evaluate, instruction_mask, markdown
+from training.measure.evaluate import KEY, TIE_DB, WORST, evaluate, evaluate_case, instruction_mask, markdown
 from training.measure.protocol import cases, samples
-from training.measure.tables import results, uncertainty, worst
+from training.measure.tables import glance, results, uncertainty, worst
 from unirestorer.experts import CPU, ExpertBank
 from unirestorer.imaging import save_image
 from unirestorer.metrics import psnr, ssim
+from unirestorer.pipeline import UniRestorer
 from unirestorer.tree import DegradationTree
 from unirestorer.types import Estimate, Route, Task
 
@@ -78,7 +79,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(model: Model, data: Path, *groups: str, **options: int | Path | dict) -> dict:
-    return evaluate(model, data, groups=groups, quiet=True, **options)
+    return evaluate(model, data, groups=groups, **options)
 
 
 def test_figures_agree_with_a_plain_loop(data: Path) -> None:
@@ -103,9 +104,9 @@ def test_figures_agree_with_a_plain_loop(data: Path) -> None:
     assert figures["log_e_gran"] == -1.5
     assert figures["uncertainty"] == [[-1.5, pytest.approx(0.5**0.5, abs=1e-4)]] * PHOTOS  # u is 2 e here
     gains = sorted(psnr(after, clean)[0] - psnr(before, clean)[0] for clean, before, after in blurred)
-    named = figures["worst"]
-    assert [row["auto"] - row["input"] for row in named] == pytest.approx(gains[:WORST], abs=1e-3)
-    assert len({row["photo"] for row in named}) == len(named)
+    rows = figures["worst"]
+    assert [row["auto"] - row["input"] for row in rows] == pytest.approx(gains[:WORST], abs=1e-3)
+    assert len({row["photo"] for row in rows}) == len(rows)
 
 
 def test_a_wrong_route_costs_regret_and_an_instruction_mends_it(data: Path) -> None:
@@ -133,6 +134,25 @@ def test_a_longer_trained_expert_stands_beside_all(data: Path) -> None:
     assert "longer" not in markdown(measure(Model(), data, case, limit=1))
 
 
+def test_photos_in_black_and_white_are_measured_as_they_are_served(
+    data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come out exactly grey; they were scored with the experts' tints, up to 6.5 grey levels away."""
+    call, outputs = ExpertBank.__call__, []
+
+    def recorded(bank: ExpertBank, x: Tensor, expert: Tensor, **options: object) -> Tensor:
+        outputs.append(call(bank, x, expert, **options))
+        return outputs[-1]
+
+    monkeypatch.setattr(ExpertBank, "__call__", recorded)
+    model = UniRestorer.from_pretrained(tiny_checkpoint, device="cpu")
+    case = cases("grey/denoise-25")[0]
+    figures = evaluate_case(model, case, samples(case, data, limit=2))
+    assert outputs and all(torch.equal(output, output[:, :1].expand_as(output)) for output in outputs)
+    served = [(model.restore(sample.degraded).image, sample.clean) for sample in samples(case, data, limit=2)]
+    assert figures["psnr"]["auto"] == pytest.approx(sum(psnr(*pair)[0] for pair in served) / 2, abs=1e-3)
+
+
 def test_choosing_all_is_counted_at_its_level(data: Path) -> None:
     figures = measure(Model(level=0), data, "single-in/denoise-50")["cases"]["single-in/denoise-50"]
     assert figures["practical_load"] == [1, 0, 0]
@@ -151,8 +171,8 @@ def test_every_expert_runs_once_per_photo_one_expert_after_another(data: Path) -
 
 
 def test_undegraded_and_unseen_photos_have_no_instruction(data: Path) -> None:
-    found = measure(Model(level=0), data, "clean/cbsd68", "unseen/banding-6", limit=2)["cases"]
-    clean, banding = found["clean/cbsd68"], found["unseen/banding-6"]
+    figures = measure(Model(level=0), data, "clean/cbsd68", "unseen/banding-6", limit=2)["cases"]
+    clean, banding = figures["clean/cbsd68"], figures["unseen/banding-6"]
     assert (
         clean["psnr"]["instruction"]
         is clean["psnr"]["oracle"]
@@ -195,9 +215,9 @@ def test_metrics_are_merged_and_stale_ones_dropped(data: Path, tmp_path: Path) -
 
 def test_the_meaning_of_e_gran_is_told_per_task() -> None:
     """Rises with the error and beyond the trained range for noise, says nothing for haze."""
-    said = {"single-in": [[-2.0, 0.1], [-1.0, 0.2]], "single-out": [[0.0, 0.3], [1.0, 0.4]]}
+    pairs = {"single-in": [[-2.0, 0.1], [-1.0, 0.2]], "single-out": [[0.0, 0.3], [1.0, 0.4]]}
     measured = {
-        case.id: {"uncertainty": said[case.group] if case.name == "denoise" else [[0.0, 0.1], [0.0, 0.2]]}
+        case.id: {"uncertainty": pairs[case.group] if case.name == "denoise" else [[0.0, 0.1], [0.0, 0.2]]}
         for case in cases("single-in", "single-out")
         if case.name in ("denoise", "dehaze")
     }
@@ -241,10 +261,10 @@ def test_tables_name_every_case_and_average_only_what_is_whole(data: Path) -> No
     for name in ("average of 3", "average of 5", "average of 7"):
         assert sum(name in line for line in rows) == 1
     assert "skipped second-in/dehaze-1" in text
-    found = result["cases"]
+    measured = result["cases"]
     tasks = ("derain", "dehaze", "denoise")
-    ids = [[id_ for id_ in found if id_.startswith(f"single-in/{task}-")] for task in tasks]
-    mean = sum(sum(found[i]["psnr"]["auto"] for i in three) / 3 for three in ids) / 3
+    ids = [[id_ for id_ in measured if id_.startswith(f"single-in/{task}-")] for task in tasks]
+    mean = sum(sum(measured[i]["psnr"]["auto"] for i in three) / 3 for three in ids) / 3
     (row,) = (line for line in rows if "average of 3" in line)
     assert f"{mean:.2f} / " in row.split("|")[5]
     assert "average" not in markdown(result, ["clean/cbsd68"])
@@ -267,10 +287,10 @@ def test_experts_for_clusters_are_drawn_beside_an_expert_for_everything_of_as_ma
 
 def test_results_begin_with_averages_and_fold_the_rest(data: Path) -> None:
     measured = measure(Model(), data, "single-in", "clean", limit=1)
-    text = results({KEY: measured})
-    glance, _, rest = text.partition("<details>")
+    overview, _, rest = results({KEY: measured}).partition("<details>")
+    assert overview.rstrip() == glance({KEY: measured}).rstrip()
     auto = {case.id: measured["cases"][case.id]["psnr"]["auto"] for case in cases("single-in", "clean")}
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in glance.splitlines() if "|" in line]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in overview.splitlines() if "|" in line]
     mean = sum(auto[case.id] for case in cases("single-in")) / 21
     assert rows[2][:2] == ["One degradation, strengths that were trained, average of 7", "21"]
     assert rows[2][5].startswith(f"{mean:.2f} / ")
@@ -278,7 +298,7 @@ def test_results_begin_with_averages_and_fold_the_rest(data: Path) -> None:
     assert rows[3][5].startswith(f"{auto['clean/cbsd68']:.2f} / ")
     assert rest.count("<details>") + 1 == rest.count("</details>") == 3  # two groups and the routing
     assert "<summary>Where auto mode sent them</summary>" in rest
-    assert results({}) == ""
+    assert results({}) == glance({}) == ""
 
 
 @pytest.mark.parametrize(("groups", "what"), [(["sideways"], "sideways"), (["real/sice"], "sice")])
@@ -295,8 +315,8 @@ def test_damaged_metrics_are_named(data: Path, tmp_path: Path) -> None:
 
 def test_the_worst_of_all_real_photos_are_named() -> None:
     def rows(*gains: float) -> dict[str, list[dict[str, object]]]:
-        found = [{"photo": f"{g}.png", "input": 30.0, "auto": 30 + g, "expert": "rain"} for g in gains]
-        return {"worst": found}
+        photos = [{"photo": f"{g}.png", "input": 30.0, "auto": 30 + g, "expert": "rain"} for g in gains]
+        return {"worst": photos}
 
     measured = {"real/rain100l": rows(-1, 2, 3), "real/polyu": rows(-9, -8, 0.5), "clean/cbsd68": rows(-50)}
     assert [line.split(" | ")[1] for line in worst(measured)[4:-1]] == [

@@ -29,7 +29,7 @@ ONLY_IN = {  # package -> the places that may import it
     "sklearn": ("training/",),
     "umap": ("training/",),
     "ray": ("unirestorer/deploy/",),
-    "training": ("training/",),
+    "training": ("training/", "assets/"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from training.__main__ import main
 from training.config import NETWORKS, RoutersConfig
-from training.measure.evaluate import describe
+from training.measure.evaluate import identity_of
 from unirestorer.checkpoint import Checkpoint, verify
 from unirestorer.cli import main as use
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_is_converted(earlier: Path, tiny_checkpoint: Path) -> None
     assert {path: path.read_bytes() for path in earlier.rglob("*.*") if path.name != "config.json"} == before
     now, source = Checkpoint(earlier), Checkpoint(tiny_checkpoint)
     assert now.config["model"] == source.config["model"] and now.config["files"] == source.config["files"]
-    assert describe(now)["weights"] == describe(source)["weights"]
+    assert identity_of(now)["weights"] == identity_of(source)["weights"]
     training = now.config["training"]
     assert training["extractor"]["settings"] == {"pretrained": "", "steps": 5, "minutes": 1.5}
     assert training["routers"]["settings"]["dropout"] == 0.2

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,17 +16,16 @@ import pytest
 from helpers import make_tiny_checkpoint
 from PIL import Image
 
+from training.measure.browser import find_chromium, open_browser
+
 ROOT = Path(__file__).parent.parent
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
+WIDE_TABLE = f"{'| column ' * 12}|\n{'| --- ' * 12}|\n{'| measured ' * 12}|"
+FOLDED_CARD = f"<!-- results -->\n<details>\n<summary>Tables</summary>\n\n{WIDE_TABLE}\n\n</details>\n"
 SERIOUS = {"serious", "critical"}
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium: name one with CHROMIUM=/path"),
+    pytest.mark.skipif(not find_chromium(), reason="no Chromium: name one with CHROMIUM=/path"),
 ]
 
 
@@ -35,6 +33,7 @@ pytestmark = [
 def url(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python app.py` with two models, as a visitor of the repository starts it."""
     mixed = make_tiny_checkpoint(tmp_path_factory.mktemp("second") / "tiny-mixed", mixed=True)
+    (mixed / "README.md").write_text(FOLDED_CARD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +69,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = open_browser(playwright)
         yield chromium
         chromium.close()
 
@@ -396,6 +395,19 @@ def test_the_model_card(browser: Any, url: str) -> None:
     with Visit(browser, url, query="&tab=card") as visit:
         visit.page.wait_for_selector("#model-card")
         assert "27 experts in levels of 1, 7, 19" in visit.page.inner_text("#model-card")
+        assert visit.serious_findings() == []
+
+
+def test_a_cards_tables_open_at_a_click(browser: Any, url: str) -> None:
+    """On a phone, too, which is narrower; the marks around them were shown as text, and so were folds."""
+    with Visit(browser, url, (390, 844)) as visit:
+        visit.page.goto(f"{url}/tiny-mixed?tab=card")
+        visit.page.wait_for_selector("#model-card summary")
+        table = visit.page.locator("#model-card details table")
+        assert not table.is_visible() and "results" not in visit.page.inner_text("#model-card")
+        visit.page.click("#model-card summary")
+        table.wait_for()
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
         assert visit.serious_findings() == []
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from training import publish
+from training.__main__ import main, parse
+from training.publish import model_files, publish, space_files
 from unirestorer.checkpoint import HUB_FILES
 
 ROOT = Path(__file__).parent.parent
@@ -40,9 +41,10 @@ def test_a_dry_run_lists_everything_and_uploads_nothing(
 ) -> None:
     hub = Hub()
     arguments = ["--space", "a/page", "--model", "a/model", "--checkpoint", str(tiny_checkpoint), "--dry-run"]
-    assert publish.main(arguments, hub) == 0
-    assert hub.made == [] and hub.commits == {}
+    assert main(["publish", *arguments]) == 0
     out = capsys.readouterr().out
+    assert "\n".join(publish(parse(["publish", *arguments]), hub)) + "\n" == out
+    assert hub.made == [] and hub.commits == {}
     for name in (
         "app.py",
         "config.json",
@@ -58,16 +60,16 @@ def test_a_dry_run_lists_everything_and_uploads_nothing(
 def test_what_is_listed_is_what_is_uploaded(tiny_checkpoint: Path) -> None:
     hub = Hub()
     arguments = ["--space", "a/page", "--model", "a/model", "--checkpoint", str(tiny_checkpoint)]
-    assert publish.main(arguments, hub) == 0
+    assert publish(parse(["publish", *arguments]), hub) == ["hub/a/model", "hub/a/page"]
     assert hub.made == [("a/model", "model"), ("a/page", "space")]
-    assert set(hub.commits["space"]) == {path.as_posix() for path in publish.space_files(ROOT)}
+    assert set(hub.commits["space"]) == {path.as_posix() for path in space_files(ROOT)}
     assert hub.commits["space"]["app.py"] == (ROOT / "app.py").read_bytes()
-    assert set(hub.commits["model"]) == {path.as_posix() for path in publish.model_files(tiny_checkpoint)}
+    assert set(hub.commits["model"]) == {path.as_posix() for path in model_files(tiny_checkpoint)}
     assert hub.commits["model"]["config.json"] == (tiny_checkpoint / "config.json").read_bytes()
 
 
 def test_a_space_gets_all_that_the_page_needs() -> None:
-    files = {path.as_posix() for path in publish.space_files(ROOT)}
+    files = {path.as_posix() for path in space_files(ROOT)}
     assert {
         "app.py",
         "requirements.txt",
@@ -79,22 +81,22 @@ def test_a_space_gets_all_that_the_page_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         ([], "name --space, --model or both"),
         (["--space", "nonsense"], "expected a repository user/name, got 'nonsense'"),
         (["--model", "a/b", "--checkpoint", "/nowhere/at/all"], "no checkpoint"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert publish.main(arguments, Hub()) == 2
-    errors = capsys.readouterr().err
-    assert said in errors and errors.count("\n") == 1
-
-
-def test_a_damaged_checkpoint_is_never_uploaded(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_input_is_one_line(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["publish", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors and errors.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_never_uploaded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "model"
@@ -102,22 +104,28 @@ def test_a_damaged_checkpoint_is_never_uploaded(
     with (folder / "experts/1-3.safetensors").open("r+b") as file:
         file.write(b"damage")
     hub = Hub()
-    assert publish.main(["--model", "a/b", "--space", "a/c", "--checkpoint", str(folder)], hub) == 2
-    assert "1-3.safetensors is damaged" in capsys.readouterr().err and hub.made == []
+    words = ["publish", "--model", "a/b", "--space", "a/c", "--checkpoint", str(folder)]
+    with pytest.raises(ValueError, match=r"1-3\.safetensors is damaged"):
+        publish(parse(words), hub)
+    assert hub.made == []
 
 
-def test_a_hub_that_fails_is_one_line(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hub_that_fails_is_one_line(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     assert issubclass(HfHubHTTPError, OSError)
     hub = Hub()
     hub.create_repo = lambda *unused, **options: (_ for _ in ()).throw(OSError("403\nForbidden"))  # type: ignore[method-assign]
-    assert publish.main(["--model", "a/b", "--checkpoint", str(tiny_checkpoint)], hub) == 2
-    assert capsys.readouterr().err == "training.publish: 403 Forbidden\n"
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    assert main(["publish", "--model", "a/b", "--checkpoint", str(tiny_checkpoint)]) == 2
+    assert capsys.readouterr().err == "training: 403 Forbidden\n"
 
 
 def test_the_hub_takes_what_from_pretrained_asks_for(tiny_checkpoint: Path) -> None:
-    names = {path.as_posix() for path in publish.model_files(tiny_checkpoint)}
+    names = {path.as_posix() for path in model_files(tiny_checkpoint)}
     assert {"config.json", "tree.safetensors", "router.safetensors", "map.npz"} <= names
     assert all(any(Path(name).match(pattern) for pattern in HUB_FILES) for name in names)
 

@@ -1,12 +1,16 @@
 """What a visitor of the repository relies on: README names every source file, the top level stays small."""
 
 import re
+import shlex
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from training.__main__ import parse
+from training.config import override, preset
+from training.measure.tables import documents
 from unirestorer.checkpoint import Checkpoint, shipped
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +34,8 @@ def our_files() -> list[Path]:
     if (ROOT / ".git").exists() and git.returncode == 0 and git.stdout:
         tracked = [Path(name) for name in git.stdout.split("\0") if name]
         return [path for path in tracked if (ROOT / path).is_file()]
-    found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    return sorted(path for path in found if not NOT_OURS & set(path.parts) and path.suffix != ".pyc")
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not NOT_OURS & set(path.parts) and path.suffix != ".pyc")
 
 
 def test_readme_lists_every_source_file() -> None:
@@ -58,14 +62,14 @@ def test_top_level_holds_only_the_fixed_names() -> None:
 
 
 def test_no_file_names_a_package_registry() -> None:
-    found = []
+    addresses = []
     for path in our_files():
         data = (ROOT / path).read_bytes()
         if path == Path("tests/test_repository.py") or b"\0" in data:
             continue
         hits = REGISTRY.finditer(data.decode("utf-8", errors="replace"))
-        found += [f"{path}: {hit.group()}" for hit in hits]
-    assert not found, "\n".join(found)
+        addresses += [f"{path}: {hit.group()}" for hit in hits]
+    assert not addresses, "\n".join(addresses)
 
 
 def test_nothing_but_checkpoints_is_large() -> None:
@@ -74,17 +78,28 @@ def test_nothing_but_checkpoints_is_large() -> None:
     assert not large, f"over {LARGEST_BYTES} bytes: {', '.join(large)}"
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_readme_shows_what_was_measured(name: str) -> None:
-    """The tables between README's marks are those of the committed metrics."""
-    import json
+def test_readme_and_cards_show_what_was_measured() -> None:
+    """The tables between their marks are those of the committed metrics."""
+    for path, text in documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: python -m training tables"
+        assert "**At a glance**" in text
+        assert ("<details>" in text) == (path.parent != ROOT), "README is short, the cards hold the rest"
 
-    from training.measure.tables import insert, results
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    metrics = json.loads((ROOT / f"checkpoints/{name}/metrics.json").read_text(encoding="utf-8"))
-    assert results(metrics).strip()
-    assert insert(readme, name, results(metrics)) == readme
+def test_readme_reads_in_one_go() -> None:
+    """It had 758 lines, most of them tables."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"checkpoints/{name}/README.md" for name in shipped())])
+def test_training_commands_in_documents_are_understood(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python -m training (.+?)(?: {2,}#.*)?$", text, re.M)
+    assert commands and "python -m training." not in text
+    for command in commands:
+        arguments = parse(shlex.split(command))
+        if "preset" in arguments:
+            override(preset(arguments.preset, arguments.mode), arguments.set)
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.__main__ import main
 from training.build import split
 from training.build.split import LAYER_SHARES, SHARES, layer_part_of, make_split, part_of, rain_layers
 from unirestorer.imaging import save_image
@@ -154,8 +155,7 @@ def test_command_line_writes_the_list(
     folder: Path, made: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(split, "SPLIT_FILE", tmp_path / "split.json")
-    split.main([str(folder)])
+    assert main(["split", "--data", str(folder)]) == 0
     assert json.loads((tmp_path / "split.json").read_text()) == made
     assert "clean/a 32" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="usage"):
-        split.main([])
+    assert main(["split", "--data", str(folder / "none")]) == 2

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.__main__ import main, make_run, parse
+from training.__main__ import main, parse
 from training.build import experts as train_experts
 from training.build.data import Corpus, Entry, Row, fade, find_photos
 from training.build.draw import draw_photos
 from training.build.experts import Node, Trainer, draws, kept_loss, nodes_of
-from training.build.extractor import balanced_rows, report
+from training.build.extractor import accuracy_of, balanced_rows
 from training.build.parts import add_extractor, add_mode
+from training.build.stages import make_run
 from training.config import CorpusConfig, preset
 from training.measure.ablate import subtree
 from training.measure.evaluate import longer_bank
@@ -442,9 +443,9 @@ def test_windows_of_types_that_the_extractor_never_saw_count_as_missed() -> None
     known, unknown = "a photo with heavy noise", "a photo with thick haze"
     entries = [Entry(("denoise",), known, {}), Entry(("dehaze",), unknown, {})]
     corpus = Corpus(Path(), entries, [Row(recipe, "a.png", 0) for recipe in (-1, 0, 1)], *[np.zeros(3)] * 2)
-    found = report(extractor, corpus, torch.eye(config.shape.dim)[[0, 1, 1]])
-    assert found["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
-    assert found["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
+    accuracy = accuracy_of(extractor, corpus, torch.eye(config.shape.dim)[[0, 1, 1]])
+    assert accuracy["per_type"] == {"clean": 1.0, "haze": 0.0, "noise": 1.0}
+    assert accuracy["degree_per_type"] == {"haze": 0.0, "noise": 1.0}
 
 
 @pytest.mark.parametrize(

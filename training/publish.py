@@ -1,11 +1,10 @@
 """Upload the repository as a Hugging Face Space and its checkpoint as a model, with huggingface_hub.
 
-    python -m training.publish --space user/unirestorer --model user/unirestorer-single --dry-run
-    python -m training.publish --space user/unirestorer --model user/unirestorer-single
+    python -m training publish --space user/unirestorer --model user/unirestorer-single --dry-run
+    python -m training publish --space user/unirestorer --model user/unirestorer-single
 
 The hub client's own login is used (`hf auth login` or HF_TOKEN). Without --dry-run each repository is made if
-need be and gets one commit; what is there and not here stays. Exit codes: 0 done, 2 bad input or a hub that
-cannot be reached, told in one line.
+need be and gets one commit; what is there and not here stays.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import fnmatch
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,12 @@ def space_files(root: Path) -> list[Path]:
     """
     git = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
     if git.returncode == 0 and git.stdout:
-        found = [Path(name) for name in git.stdout.split("\0") if name]
+        paths = [Path(name) for name in git.stdout.split("\0") if name]
     else:
-        found = [path.relative_to(root) for path in root.rglob("*")]
+        paths = [path.relative_to(root) for path in root.rglob("*")]
     chosen = [
         path
-        for path in found
+        for path in paths
         if (path.parts[0] in SPACE_FOLDERS or str(path) in SPACE_FILES)
         and not any(part[0] == "." or part == "__pycache__" for part in path.parts)
         and (root / path).is_file()
@@ -80,50 +78,41 @@ def listing(name: str, kind: str, root: Path, files: list[Path]) -> str:
     return "\n".join([*lines, f"{sum(sizes):>12,} bytes in {len(files)} files for the {kind} {name}"])
 
 
-def main(argv: Sequence[str] | None = None, api: Any = None) -> int:  # noqa: ANN401 - an HfApi, or a test's
-    """Run the command in `argv`; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description=(__doc__ or "").split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `publish` on a command line."""
     parser.add_argument("--space", metavar="USER/NAME", help="the Space that gets the page")
     parser.add_argument("--model", metavar="USER/NAME", help="the model repository that gets the checkpoint")
     parser.add_argument("--checkpoint", default="single", help="which one (default: %(default)s)")
     parser.add_argument("--private", action="store_true", help="for what does not exist yet")
     parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, without network")
-    args = parser.parse_args(argv)
-    try:
-        for line in publish(args, api):
-            sys.stdout.write(f"{line}\n")
-    except (ValueError, OSError) as error:  # the hub client's errors are OSErrors
-        sys.stderr.write(f"training.publish: {' '.join(str(error).split())[:300]}\n")
-        return 2
-    return 0
 
 
-def publish(args: argparse.Namespace, api: Any) -> list[str]:  # noqa: ANN401
+def run(arguments: argparse.Namespace) -> None:
+    """Upload, or list, and print. Raises ValueError for bad input, and the hub client's OSErrors."""
+    for line in publish(arguments):
+        sys.stdout.write(f"{line}\n")
+
+
+def publish(arguments: argparse.Namespace, api: Any = None) -> list[str]:  # noqa: ANN401 - an HfApi, or a test's
     """Upload, or list, what the arguments name; lines to print. All is checked before the first upload.
 
     Raises ValueError.
     """
-    work: list[tuple[str, str, Path, list[Path]]] = []
-    for name in filter(None, (args.space, args.model)):
+    uploads: list[tuple[str, str, Path, list[Path]]] = []
+    for name in filter(None, (arguments.space, arguments.model)):
         if not REPOSITORY.fullmatch(name):
             raise ValueError(f"expected a repository user/name, got {name!r:.100}")
-    if args.model:
-        folder = find_checkpoint(args.checkpoint)
-        work.append((args.model, "model", folder, model_files(folder)))
-    if args.space:
-        work.append((args.space, "space", ROOT, space_files(ROOT)))
-    if not work:
+    if arguments.model:
+        folder = find_checkpoint(arguments.checkpoint)
+        uploads.append((arguments.model, "model", folder, model_files(folder)))
+    if arguments.space:
+        uploads.append((arguments.space, "space", ROOT, space_files(ROOT)))
+    if not uploads:
         raise ValueError("nothing to publish: name --space, --model or both")
-    if args.dry_run:
-        return [listing(*each) for each in work]
+    if arguments.dry_run:
+        return [listing(*each) for each in uploads]
     if api is None:
         from huggingface_hub import HfApi
 
         api = HfApi()
-    return [upload(api, name, kind, root, files, args.private) for name, kind, root, files in work]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return [upload(api, *each, arguments.private) for each in uploads]

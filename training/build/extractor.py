@@ -212,11 +212,11 @@ def corpus_drs(extractor: Extractor, corpus: Corpus, device: torch.device) -> Te
     return torch.cat(parts)
 
 
-def report(extractor: Extractor, corpus: Corpus, e: Tensor) -> dict[str, Any]:
-    """Type accuracy and degree accuracy within type of the nearest caption, over all, per type and per photo
-    source.
+def accuracy_of(extractor: Extractor, corpus: Corpus, e: Tensor) -> dict[str, Any]:
+    """Accuracy of the type, and of the degree within it, by the nearest caption.
 
-    `e` (N, D) are the corpus' DRs. Clean photos count as a type of their own.
+    Over all, per type and per photo source. `e` (N, D) are the corpus' DRs. Clean photos count as a type of
+    their own.
     """
     probs = extractor.caption_probs(e.to(extractor.caption_features.device)).cpu()
     kind = [caption_kind(text) for text in extractor.captions]

@@ -5,11 +5,12 @@
 together, and a pair is listed by its clean photo. Rain layers are divided too: one in five is held back for
 the protocol's second rain generator.
 
-Remade by `python -m training.build.split DIR`, where DIR is the training folder.
+Remade by `python -m training split --data DIR`, where DIR is the training folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -114,8 +115,8 @@ def near_copies(a: Tensor, b: Tensor | None = None, threshold: float = NEAR_COPY
     correlation = torch.maximum(straight, mirrored)  # (N, M)
     if b is None:
         correlation = correlation.triu(1)
-    found = (correlation > threshold).nonzero().tolist()
-    return [(i, j, float(correlation[i, j])) for i, j in found]
+    pairs = (correlation > threshold).nonzero().tolist()
+    return [(i, j, float(correlation[i, j])) for i, j in pairs]
 
 
 def _components(count: int, edges: Iterable[Match]) -> list[list[int]]:
@@ -163,18 +164,20 @@ def _listed() -> dict[str, dict[str, str]]:
     return {kind: {path: part for part, paths in data[kind].items() for path in paths} for kind in kinds}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Write the committed list for the training folder named in `arguments`, and count what it holds."""
-    if len(arguments) != 1:
-        raise SystemExit("usage: python -m training.build.split DIR")
-    split = make_split(arguments[0])
+# From the command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `split` on a command line."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of training photos")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the committed list for a training folder, and count what it holds. Raises ValueError."""
+    split = make_split(arguments.data)
     text = json.dumps(split, indent=1) + "\n"
     atomic_write(SPLIT_FILE, text.encode())
     for kind in ("parts", "rain_layers"):
         for part, paths in split[kind].items():
             counts = Counter(Path(path).parent.as_posix() for path in paths)
             sys.stdout.write(f"{part}: {', '.join(f'{source} {n}' for source, n in counts.items())}\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""The model beside what a user would otherwise take: one classical method per degradation, from scikit-image.
+"""The model beside what a user would otherwise take: a classical method per degradation, from scikit-image.
 
-The classical methods are told the type of the degradation, as instruction mode is; auto mode is not.
+The classical methods get the type of the degradation, as instruction mode does; auto mode does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.ndimage import convolve
 from skimage import exposure, filters, restoration
 from tqdm import tqdm
 
-from training.measure.evaluate import describe, machine, store, table
+from training.measure.evaluate import identity_of, machine, store, table
 from training.measure.protocol import Case, cases, samples
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.imaging import as_file, load_image, to_uint8
@@ -73,11 +73,11 @@ METHODS: dict[Task, tuple[str, Method]] = {
 }
 
 
-def compare(model: UniRestorer, data: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """A row per case of the protocol's group "single-in": mean PSNR (dB) and median seconds per photo of the
-    classical method, of auto and of instruction mode, measured photo by photo in turn.
+def beside_classical(model: UniRestorer, data: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """A row per case of the protocol's group "single-in": mean PSNR (dB) and median seconds per photo.
 
-    Raises ValueError when the photos are missing.
+    Both of the classical method, of auto and of instruction mode, measured photo by photo in turn. Raises
+    ValueError when the photos are missing.
     """
     todo = [case for case in cases("single-in") if len(case.tasks) == 1]
     total = sum(min(case.count, limit or case.count) for case in todo)
@@ -98,19 +98,19 @@ def _case(model: UniRestorer, case: Case, data: Path, limit: int | None, bar: tq
             "instruction": lambda x=sample.degraded: model(x, tasks=(task,)).image,
         }
         scores["input"].append(psnr(sample.degraded, sample.clean)[0])
-        for mode, way in ways.items():
+        for way, restore in ways.items():
             start = time.perf_counter()
-            restored = way()
-            seconds[mode].append(time.perf_counter() - start)
-            scores[mode].append(psnr(restored.cpu(), sample.clean)[0])
+            restored = restore()
+            seconds[way].append(time.perf_counter() - start)
+            scores[way].append(psnr(restored.cpu(), sample.clean)[0])
         bar.update(1)
     return {
         "case": case.id,
         "method": name,
         "n": len(scores["input"]),
         "seed": case.seed,
-        "psnr": {mode: round(statistics.mean(values), 3) for mode, values in scores.items()},
-        "seconds": {mode: round(statistics.median(values), 4) for mode, values in seconds.items()},
+        "psnr": {way: round(statistics.mean(values), 3) for way, values in scores.items()},
+        "seconds": {way: round(statistics.median(values), 4) for way, values in seconds.items()},
     }
 
 
@@ -121,7 +121,7 @@ def classical(method: Method, x: torch.Tensor) -> torch.Tensor:
 
 
 def markdown(measured: dict[str, Any] | None) -> list[str]:
-    """README's table; nothing when it was not measured."""
+    """The card's table; nothing when it was not measured."""
     if not measured:
         return []
     rows = [
@@ -129,7 +129,7 @@ def markdown(measured: dict[str, Any] | None) -> list[str]:
             row["case"].partition("/")[2],
             str(row["n"]),
             row["method"],
-            *(f"{row['psnr'][mode]:.2f}" for mode in ("input", "classical", "auto", "instruction")),
+            *(f"{row['psnr'][way]:.2f}" for way in ("input", "classical", "auto", "instruction")),
             f"{row['seconds']['classical'] / row['seconds']['auto']:.2f}",
         ]
         for row in measured["rows"]
@@ -154,8 +154,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, print, and store in the checkpoint's metrics.json. Raises ValueError for bad input."""
     folder = find_checkpoint(arguments.checkpoint)
     model = UniRestorer.from_pretrained(folder, device=arguments.device)
-    rows: Sequence[dict[str, Any]] = list(compare(model, arguments.data, arguments.limit))
-    about = {**describe(Checkpoint(folder)), **machine(model), "limit": arguments.limit}
+    rows: Sequence[dict[str, Any]] = list(beside_classical(model, arguments.data, arguments.limit))
+    about = {**identity_of(Checkpoint(folder)), **machine(model), "limit": arguments.limit}
     measured = {"about": about, "rows": rows}
     store(folder / "metrics.json", "classical", measured)
     sys.stdout.write("\n".join(markdown(measured)))

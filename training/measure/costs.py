@@ -459,7 +459,7 @@ def peak_mb(stages: dict[str, dict[str, float | None]]) -> float | None:
 Table = tuple[str, list[list[str]]]  # title, and rows with the head first
 
 
-def report(costs: dict[str, Any]) -> str:
+def as_text(costs: dict[str, Any]) -> str:
     """The data of `measure_costs` as aligned tables."""
     machine, rows = costs["machine"], [row for row in costs["rows"] if "error" not in row]
     tiles = "whole photos" if costs["tile_px"] is None else f"tiles of {costs['tile_px']} px"
@@ -605,7 +605,7 @@ def run(arguments: argparse.Namespace) -> None:
         tile_px=DEFAULT_TILE_PX if arguments.tile == "auto" else arguments.tile,
         repeats=arguments.repeats,
     )
-    sys.stdout.write(f"{report(costs)}\n")
+    sys.stdout.write(f"{as_text(costs)}\n")
     about = {**costs["machine"], "side_px": PARTS_SIDE_PX}
     store(arguments.out or folder / "metrics.json", "overhead", {"about": about, "rows": costs["parts"]})
     if arguments.json:

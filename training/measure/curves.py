@@ -1,13 +1,16 @@
-"""Draws curves.png of the shipped checkpoints from the figures of `python -m training evaluate`: for `single`
-what becomes of each degradation from almost none to strengths beyond the training, for `mixed` what steps of
-training are worth in experts for clusters and in one for everything.
+"""Draws a checkpoint's curves.png from the figures of `python -m training evaluate`.
 
-    python -m training.measure.curves single|mixed
+For *single*: what becomes of each degradation from almost none to strengths beyond the training; it takes the
+groups single-mild, single-in, single-out and clean. For *mixed*: what steps of training are worth in experts
+for clusters and in one for everything; it takes mixed-in and mixed-out, measured with `--longer`. The picture
+is taken in Chromium.
 
-Needs the groups single-mild, single-in, single-out and clean, or mixed-in and mixed-out with `--longer`;
-takes the picture in Chromium.
+    python -m training curves --checkpoint single
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,15 +19,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-from assets.make_screenshot import open_browser
+from training.measure.browser import open_browser
 from training.measure.evaluate import KEY
 from training.measure.protocol import cases
-from unirestorer.checkpoint import find_checkpoint
-from unirestorer.demo.view.theme import TASK_COLOURS
-from unirestorer.demo.view.words import TASK_WORDS
+from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.types import Task
 
 GROUPS = ("single-mild", "single-in", "single-out")  # weakest strength first
@@ -45,6 +45,10 @@ def curves(measured: dict[str, Any]) -> go.Figure:
 
     `measured` holds the cases of a metrics.json. Raises ValueError when one is missing.
     """
+    from unirestorer.demo.view.words import (
+        TASK_WORDS,  # here, since the page's packages take seconds to import
+    )
+
     for case in cases(*GROUPS, UNDEGRADED):
         if case.id not in measured or (case.tasks and "path_psnr" not in measured[case.id]):
             raise ValueError(f"{case.id}: not in metrics.json, measure it with `training evaluate` first")
@@ -53,38 +57,30 @@ def curves(measured: dict[str, Any]) -> go.Figure:
         7, COLUMNS, vertical_spacing=0.02, horizontal_spacing=0.045, row_heights=[*heights, 0.02, *heights]
     )
     for number, task in enumerate(Task):
-        found = [measured[case.id] for case in cases(*GROUPS) if case.tasks == (task,)]
-        x = [f"{case['strength']:g}" for case in found]
-        for row, lines in enumerate((_gain(task, found), _load(found), _uncertainty(found))):
+        strengths = [measured[case.id] for case in cases(*GROUPS) if case.tasks == (task,)]
+        within = sum(case.tasks == (task,) for case in cases(*GROUPS[:2]))
+        for row, lines in enumerate((_gain(task, strengths), _load(strengths), _uncertainty(strengths))):
             place: dict[str, Any] = {"row": 1 + row + 4 * (number // COLUMNS), "col": 1 + number % COLUMNS}
+            x = [f"{figures['strength']:g}" for figures in strengths]
             for line in lines:
                 figure.add_scatter(x=x, **line, showlegend=number == 0 and "name" in line, **place)
-            beyond = sum(case.tasks == (task,) for case in cases(*GROUPS[:2])) - 0.5
-            figure.add_vrect(x0=beyond, x1=len(x) - 0.5, fillcolor=BAND, line_width=0, layer="below", **place)
-            figure.update_xaxes(type="category", showticklabels=row == 2, range=[-0.5, len(x) - 0.5], **place)
+            last = len(x) - 0.5
+            figure.add_vrect(x0=within - 0.5, x1=last, fillcolor=BAND, line_width=0, layer="below", **place)
+            figure.update_xaxes(type="category", showticklabels=row == 2, range=[-0.5, last], **place)
             if row == 0:
                 figure.update_xaxes(title={"text": f"<b>{TASK_WORDS[task]}</b>"}, side="top", **place)
                 figure.update_yaxes(range=[LOWEST_DB, 1 + max(max(line["y"]) for line in lines)], **place)
             elif row == 1:
                 figure.update_yaxes(range=[-8, 108], tickvals=[0, 50, 100], **place)
             else:
+                clean = measured[UNDEGRADED]["log_e_gran"]
                 figure.update_yaxes(range=[-6.3, 0.3], **place)
-                figure.add_hline(
-                    y=measured[UNDEGRADED]["log_e_gran"], line={"color": GREY, "dash": "dot"}, **place
-                )
+                figure.add_hline(y=clean, line={"color": GREY, "dash": "dot"}, **place)
             if number % COLUMNS == 0:
-                title = ("gain (dB)", "finest level (%)", "log e_gran")[row]
-                figure.update_yaxes(title=title, **place)
+                figure.update_yaxes(title=("gain (dB)", "finest level (%)", "log e_gran")[row], **place)
+    corner: dict[str, Any] = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top"}
     figure.add_annotation(
-        text="<br>".join(KEY_LINES),
-        x=0.785,
-        y=0.31,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        align="left",
-        showarrow=False,
+        text="<br>".join(KEY_LINES), x=0.785, y=0.31, **corner, align="left", showarrow=False
     )
     figure.update_layout(
         template="plotly_white",
@@ -97,42 +93,52 @@ def curves(measured: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def _gain(task: Task, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    given = [case["psnr"]["input"] for case in found]
+def _gain(task: Task, strengths: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from unirestorer.demo.view.theme import TASK_COLOURS
+
+    before = [figures["psnr"]["input"] for figures in strengths]
+
+    def over_input(after: list[float]) -> list[float]:
+        return [result - given for result, given in zip(after, before, strict=True)]
+
     lines: list[dict[str, Any]] = [
         {
-            "y": [case["path_psnr"][level] - before for case, before in zip(found, given, strict=True)],
+            "y": over_input([figures["path_psnr"][level] for figures in strengths]),
             "name": f"{name} on the photo's own path",
             "mode": "lines",
             "line": {"color": TASK_COLOURS[task] if level else GREY, "dash": dash, "width": 2.5},
         }
         for level, (name, dash) in enumerate(LEVELS)
     ]
-    stars = [case["psnr"]["auto"] - before for case, before in zip(found, given, strict=True)]
+    stars = over_input([figures["psnr"]["auto"] for figures in strengths])
     look = {"symbol": "star", "size": 11, "color": INK}
     return [*lines, {"y": stars, "name": "auto mode, mean of the photos", "mode": "markers", "marker": look}]
 
 
-def _load(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shares = [100 * case["practical_load"][-1] for case in found]
+def _load(strengths: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shares = [100 * figures["practical_load"][-1] for figures in strengths]
     return [{"y": shares, "mode": "lines+markers", "line": {"color": INK, "width": 2}}]
 
 
-def _uncertainty(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    said = [[log_e_gran for log_e_gran, _ in case["uncertainty"]] for case in found]
+def _uncertainty(strengths: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    log_e_gran = [[value for value, _ in figures["uncertainty"]] for figures in strengths]  # photo by photo
     hidden = {"mode": "lines", "line": {"width": 0}}
     return [
-        {"y": [max(photos) for photos in said], **hidden},
-        {"y": [min(photos) for photos in said], **hidden, "fill": "tonexty", "fillcolor": BAND},
-        {"y": [mean(photos) for photos in said], "mode": "lines", "line": {"color": INK, "width": 2.5}},
+        {"y": [max(photos) for photos in log_e_gran], **hidden},
+        {"y": [min(photos) for photos in log_e_gran], **hidden, "fill": "tonexty", "fillcolor": BAND},
+        {"y": [mean(photos) for photos in log_e_gran], "mode": "lines", "line": {"color": INK, "width": 2.5}},
     ]
 
 
 def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure:
-    """PSNR (dB) of "mixed" by steps of training, the mean of all settings within and beyond the training.
+    """PSNR (dB) of "mixed" by steps of training, the mean of all mixtures within and beyond the training.
 
-    `experts` holds the steps of each, as config.json does under training.experts.
+    `experts` holds the steps of each, as config.json does under training.experts. Raises ValueError when a
+    case is missing, or was measured without `--longer`.
     """
+    for case in cases("mixed-in", "mixed-out"):
+        if "longer" not in measured.get(case.id, {}).get("psnr", {}):
+            raise ValueError(f"{case.id}: measure it with `training evaluate --longer` first")
     total, steps = 0, []
     for level in range(3):
         total += experts[f"{level}-0"]["steps"]  # all of a level have the same
@@ -140,14 +146,15 @@ def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure
     titles = ("within the trained strengths", "beyond them")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
     for column, group in enumerate(("mixed-in", "mixed-out"), 1):
-        found = [measured[case.id] for case in cases(group)]
-        path = [mean(case["path_psnr"][level] for case in found) for level in range(3)]
-        of = {mode: mean(case["psnr"][mode] for case in found) for mode in ("longer", "auto", "oracle")}
+        mixtures = [measured[case.id] for case in cases(group)]
+        path = [mean(figures["path_psnr"][level] for figures in mixtures) for level in range(3)]
+        ways = ("longer", "auto", "oracle")
+        psnr = {way: mean(figures["psnr"][way] for figures in mixtures) for way in ways}
         lines = (
             ("ALL, then the photo's own cluster and finer cluster", steps, path, "lines+markers", "circle"),
-            ("ALL alone", steps[::2], [path[0], of["longer"]], "lines+markers", "square"),
-            ("auto mode", steps[2:], [of["auto"]], "markers", "star"),
-            ("oracle: the best expert of each path", steps[2:], [of["oracle"]], "markers", "diamond"),
+            ("ALL alone", steps[::2], [path[0], psnr["longer"]], "lines+markers", "square"),
+            ("auto mode", steps[2:], [psnr["auto"]], "markers", "star"),
+            ("oracle: the best expert of each path", steps[2:], [psnr["oracle"]], "markers", "diamond"),
         )
         for name, x, y, mode, symbol in lines:
             dash = "dot" if symbol == "square" else "solid"
@@ -177,6 +184,8 @@ def steps_curves(measured: dict[str, Any], experts: dict[str, Any]) -> go.Figure
 
 def take(figure: go.Figure, target: Path) -> None:
     """A PNG of the figure."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = open_browser(playwright)
         size: Any = {side: figure.layout[side] for side in ("width", "height")}
@@ -186,19 +195,25 @@ def take(figure: go.Figure, target: Path) -> None:
         page.screenshot(path=target)
         browser.close()
     Image.open(target).convert("P", palette=Image.Palette.ADAPTIVE).save(target, optimize=True)
-    sys.stdout.write(f"{target}: {target.stat().st_size // 1024} KiB\n")
 
 
-def main() -> None:
-    folder = find_checkpoint(sys.argv[1])
-    measured = json.loads((folder / "metrics.json").read_text())[KEY]["cases"]
-    if folder.name == "mixed":
-        config = json.loads((folder / "config.json").read_text())
-        figure = steps_curves(measured, config["training"]["experts"])
+# From the command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `curves` on a command line."""
+    parser.add_argument("--checkpoint", required=True, help="folder, name in checkpoints/ or hub id")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw into the checkpoint's folder. Raises ValueError when something was not measured."""
+    folder = find_checkpoint(arguments.checkpoint)
+    opened = Checkpoint(folder)
+    measured = json.loads((folder / "metrics.json").read_text()).get(KEY, {}).get("cases", {})
+    if opened.mode == "mixed":
+        figure = steps_curves(measured, opened.config["training"]["experts"])
     else:
         figure = curves(measured)
-    take(figure, folder / "curves.png")
-
-
-if __name__ == "__main__":
-    main()
+    target = folder / "curves.png"
+    take(figure, target)
+    sys.stdout.write(f"{target}: {target.stat().st_size // 1024} KiB\n")

@@ -40,14 +40,19 @@ if TYPE_CHECKING:
     from unirestorer.pipeline import UniRestorer
 
 KEY = "evaluation"  # in metrics.json
-MODES = ("input", "all", "longer", "auto", "instruction", "oracle")  # "longer" only where it was measured
-HEADS = {mode: mode for mode in MODES} | {"all": "ALL", "longer": "ALL, longer"}
+# What a photo is scored as: given, or restored in one of these ways; "longer" only where it was measured.
+WAYS = ("input", "all", "longer", "auto", "instruction", "oracle")
+HEADS = {way: way for way in WAYS} | {"all": "ALL", "longer": "ALL, longer"}
 TIE_DB = 0.05  # two experts within this PSNR are equally good
 WORST = 5  # photos per case that are named
 # a photo is counted in parts
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 ALL_EXPERT = 0
 LONGER = -1  # in place of an expert's number: ALL trained as long as a leaf and its ancestors together
+ROUTING_HEAD = (
+    *("case", "type", "own leaf", "best expert"),
+    *("regret (dB)", "load", "expected load", "log e_gran"),
+)
 AVERAGES: dict[str, tuple[Task, ...]] = {  # as in the paper's Table 1
     "average of 3": (Task.DERAIN, Task.DEHAZE, Task.DENOISE),
     "average of 5": (Task.DERAIN, Task.DEHAZE, Task.DENOISE, Task.DEBLUR, Task.LOWLIGHT),
@@ -82,7 +87,6 @@ def evaluate(
     limit: int | None = None,
     about: dict[str, Any] | None = None,
     longer: ExpertBank | None = None,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure `model` on some groups (or ids) of the protocol's cases, by default on all.
 
@@ -93,9 +97,8 @@ def evaluate(
     bank of one expert: ALL, trained as long as a leaf and its ancestors together. Raises ValueError for an
     unknown group, and if the data for every case is missing.
     """
-    wanted = cases(*groups)
-    reasons = {case.id: missing(case, data_dir, layers) for case in wanted}
-    todo = [case for case in wanted if reasons[case.id] is None]
+    reasons = {case.id: missing(case, data_dir, layers) for case in cases(*groups)}
+    todo = [case for case in cases(*groups) if reasons[case.id] is None]
     if not todo:
         raise ValueError(next(iter(reasons.values())))
     run = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -105,7 +108,7 @@ def evaluate(
     result["skipped"] = {id_: reason for id_, reason in reasons.items() if reason}
 
     total = sum(min(case.count, limit or case.count) for case in todo)
-    with tqdm(total=total, desc="evaluate", unit="photo", bar_format=BAR, disable=quiet) as bar:
+    with tqdm(total=total, desc="evaluate", unit="photo", bar_format=BAR) as bar:
         for case in todo:
             bar.set_postfix_str(case.id)
             rendered = samples(case, data_dir, layers=layers, limit=limit)
@@ -126,7 +129,7 @@ def evaluate_case(
     bar: tqdm | None = None,
     longer: ExpertBank | None = None,
 ) -> dict[str, Any]:
-    """The figures of one case: counts, seed, PSNR (dB, RGB) and SSIM by mode, and how well it was routed.
+    """The figures of one case: counts, seed, PSNR (dB, RGB) and SSIM by way, and how well it was routed.
 
     Each expert that any photo needs is run once per photo, expert by expert.
     """
@@ -215,7 +218,7 @@ def _experts_for(tree: DegradationTree, photo: Photo) -> set[int]:
 
 
 def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict[str, Any]:
-    scores: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+    scores: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     expected, practical = np.zeros(tree.levels), np.zeros(tree.levels)
     regret, hits, own, types = [], [], [], []
     paths: list[list[float]] = []
@@ -242,16 +245,16 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
             sets = tree.task_sets[int(photo.auto.leaf)]
             types.append(max(sets, key=lambda tasks: sets[tasks]) == frozenset(case.tasks))
         similarity = {e: ssim(from_uint8(photo.outputs[e]), clean)[0] for e in set(chosen.values())}
-        for mode, expert in chosen.items():
-            scores[mode].append((photo.psnr[expert], similarity[expert]))
+        for way, expert in chosen.items():
+            scores[way].append((photo.psnr[expert], similarity[expert]))
         degraded = from_uint8(photo.degraded)
         scores["input"].append((psnr(degraded, clean)[0], ssim(degraded, clean)[0]))
     return {
         "n": len(photos),
         "seed": case.seed,
         "strength": case.strength,
-        "psnr": {mode: _mean([p for p, _ in pairs]) for mode, pairs in scores.items()},
-        "ssim": {mode: _mean([s for _, s in pairs]) for mode, pairs in scores.items()},
+        "psnr": {way: _mean([p for p, _ in pairs]) for way, pairs in scores.items()},
+        "ssim": {way: _mean([s for _, s in pairs]) for way, pairs in scores.items()},
         "type_accuracy": _mean(types),
         "leaf_accuracy": _mean(own),
         "routing_accuracy": _mean(hits),
@@ -271,8 +274,9 @@ def _figures(tree: DegradationTree, case: Case, photos: Sequence[Photo]) -> dict
 
 
 def worst(tree: DegradationTree, photos: Sequence[Photo], inputs: Sequence[float]) -> list[dict[str, Any]]:
-    """The photos that auto mode hurts most or helps least: PSNR (dB) as given (`inputs`, in their order)
-    and restored, and expert.
+    """The photos that auto mode hurts most or helps least: PSNR (dB) as given and restored, and expert.
+
+    `inputs` are the photos' PSNR as given, in their order.
     """
     rows = []
     for photo, given in zip(photos, inputs, strict=True):
@@ -304,7 +308,7 @@ def machine(model: UniRestorer) -> dict[str, Any]:
     return describe_machine(torch.device(getattr(model, "device", "cpu")))
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint's name, a hash of all weights that results depend on, and its newest file's date."""
     files = {name: digest for name, digest in checkpoint.config.get("files", {}).items() if name != "map.npz"}
     listing = "\n".join(f"{name} {digest}" for name, digest in sorted(files.items()))
@@ -320,10 +324,10 @@ def _earlier(out: Path | None, weights: str | None) -> dict[str, Any]:
     """What `out` holds of the same weights."""
     kept: dict[str, Any] = {"runs": {}, "cases": {}, "skipped": {}}
     earlier = _read(out).get(KEY, {}) if out is not None else {}
-    known = {case.id for case in cases()}
+    protocol_ids = {case.id for case in cases()}
     for id_, entry in earlier.get("cases", {}).items():
         run = earlier.get("runs", {}).get(entry.get("run"), {})
-        if id_ in known and run.get("weights") == weights:
+        if id_ in protocol_ids and run.get("weights") == weights:
             kept["cases"][id_] = entry
             kept["runs"][entry["run"]] = run
     return kept
@@ -342,10 +346,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merge(path: Path, result: dict[str, Any]) -> None:
-    order = [case.id for case in cases()]
-    found = {id_: result["cases"][id_] for id_ in order if id_ in result["cases"]}
+    measured = {case.id: result["cases"][case.id] for case in cases() if case.id in result["cases"]}
     # What was skipped is left out: it names folders of this machine.
-    store(path, KEY, {"runs": result["runs"], "cases": found})
+    store(path, KEY, {"runs": result["runs"], "cases": measured})
 
 
 def store(path: Path, key: str, value: dict[str, Any]) -> None:
@@ -361,73 +364,57 @@ def store(path: Path, key: str, value: dict[str, Any]) -> None:
 
 
 def markdown(result: dict[str, Any], groups: Sequence[str] = ()) -> str:
-    """Two tables per group: quality (PSNR dB / SSIM by mode) and routing; then what was skipped."""
+    """Two tables per group: quality (PSNR dB / SSIM by way) and routing; then what was skipped."""
     by_id = {case.id: case for case in cases(*groups)}
     lines = []
     for group in GROUPS:
-        found = {
+        measured = {
             id_: figures
             for id_, figures in result["cases"].items()
             if id_ in by_id and by_id[id_].group == group
         }
-        if not found:
-            continue
-        lines += [f"### {group}", "", "PSNR (dB) / SSIM", ""]
-        lines += quality_table(found, by_id)
-        head = [
-            "case",
-            "type",
-            "own leaf",
-            "best expert",
-            "regret (dB)",
-            "load",
-            "expected load",
-            "log e_gran",
-        ]
-        lines += ["", "Routing", "", *table(head, _routing(found)), ""]
+        if measured:
+            lines += [f"### {group}", "", "PSNR (dB) / SSIM", "", *quality_table(measured, by_id)]
+            lines += ["", "Routing", "", *table(ROUTING_HEAD, _routing(measured)), ""]
     for id_, reason in result["skipped"].items():
         lines.append(f"skipped {id_}: {reason}")
     return "\n".join(lines) + "\n"
 
 
-def quality_table(found: dict[str, Any], by_id: dict[str, Case]) -> list[str]:
-    """PSNR / SSIM by case and mode, and averages over the paper's sets of tasks, as Markdown."""
-    modes = [mode for mode in MODES if mode != "longer" or _has_longer(found)]
-    head = ["case", "photos", *(HEADS[mode] for mode in modes)]
-    return table(head, quality_rows(found, by_id, modes))
+def quality_table(measured: dict[str, Any], by_id: dict[str, Case]) -> list[str]:
+    """PSNR / SSIM by case and way, and averages over the paper's sets of tasks, as Markdown."""
+    longer = any(figures["psnr"].get("longer") is not None for figures in measured.values())
+    ways = [way for way in WAYS if way != "longer" or longer]
+    return table(["case", "photos", *(HEADS[way] for way in ways)], quality_rows(measured, by_id, ways))
 
 
-def _has_longer(found: dict[str, Any]) -> bool:
-    return any(figures["psnr"].get("longer") is not None for figures in found.values())
-
-
-def quality_rows(found: dict[str, Any], by_id: dict[str, Case], modes: Sequence[str]) -> list[list[str]]:
-    """Name, count of photos and PSNR / SSIM of some modes, for each case and then for averages."""
+def quality_rows(measured: dict[str, Any], by_id: dict[str, Case], ways: Sequence[str]) -> list[list[str]]:
+    """Name, count of photos and PSNR / SSIM in some ways, for each case and then for averages."""
     rows = []
-    for id_, figures in found.items():
-        cells = [_pair(figures["psnr"].get(mode), figures["ssim"].get(mode)) for mode in modes]
+    for id_, figures in measured.items():
+        cells = [_pair(figures["psnr"].get(way), figures["ssim"].get(way)) for way in ways]
         rows.append([id_.partition("/")[2], str(figures["n"]), *cells])
     tasks: dict[Task, list[dict[str, Any]]] = defaultdict(list)
-    for id_, figures in found.items():
+    for id_, figures in measured.items():
         if len(by_id[id_].tasks) == 1 and by_id[id_].group != "real":
             tasks[by_id[id_].tasks[0]].append(figures)
     single = len(rows)
     for name, members in AVERAGES.items():
         if all(task in tasks for task in members):
             means = [
-                [_average([_mean_of(tasks[task], key, mode) for task in members]) for mode in modes]
+                [_average([_mean_of(tasks[task], key, way) for task in members]) for way in ways]
                 for key in ("psnr", "ssim")
             ]
             rows.append([name, "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     if len(rows) == single > 1:  # groups that do not cover the paper's sets of tasks
-        means = [[_mean_of(found.values(), key, mode) for mode in modes] for key in ("psnr", "ssim")]
+        means = [[_mean_of(measured.values(), key, way) for way in ways] for key in ("psnr", "ssim")]
         rows.append(["average", "", *(_pair(p, s) for p, s in zip(*means, strict=True))])
     return rows
 
 
-def _routing(found: dict[str, Any]) -> list[list[str]]:
+def _routing(measured: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for id_, figures in found.items():
+    for id_, figures in measured.items():
         accuracies = [figures[key] for key in ("type_accuracy", "leaf_accuracy", "routing_accuracy")]
         loads = [figures["practical_load"], figures["expected_load"]]
         rows.append(
@@ -450,8 +437,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)]
 
 
-def _mean_of(cases_: Iterable[dict[str, Any]], key: str, mode: str) -> float | None:
-    return _average([figures[key].get(mode) for figures in cases_])
+def _mean_of(cases_: Iterable[dict[str, Any]], key: str, way: str) -> float | None:
+    return _average([figures[key].get(way) for figures in cases_])
 
 
 def _average(values: Sequence[float | None]) -> float | None:
@@ -487,7 +474,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def longer_bank(checkpoint: Checkpoint, file: Path, device: torch.device) -> ExpertBank:
-    """ALL's network with the weights in `file`. Raises ValueError when they are not those of that network."""
+    """A bank of ALL's network with the weights in `file`.
+
+    Raises ValueError when they are not those of that network.
+    """
     network = checkpoint.expert("0-0")
     try:
         network.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
@@ -510,25 +500,7 @@ def run(arguments: argparse.Namespace) -> None:
         groups,
         layers=arguments.layers,
         limit=arguments.limit,
-        about=describe(Checkpoint(folder)),
+        about=identity_of(Checkpoint(folder)),
         longer=longer_bank(Checkpoint(folder), arguments.longer, model.device) if arguments.longer else None,
     )
     sys.stdout.write(markdown(result, groups))
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    try:
-        run(parser.parse_args(words))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """What every table measures: fixed in `protocol.json` and rendered photo by photo. All was fixed before
 anything was trained, but for the photos in black and white and the mild strengths, which came later.
 
-A case is one line of a table: a degradation at one strength, a mixed setting, a second generator, an unseen
+A case is one line of a table: a degradation at one strength, a mixture of them, a second generator, an unseen
 type, real pairs, undegraded photos, or photos in black and white. Its seed follows from its name and the
 protocol's seed, and a photo's random fields follow from the case's seed and the photo's place in its folder;
 so a subset of photos or cases gives the same bits.
@@ -47,16 +47,24 @@ PHOTOS, VARIANTS = 0, 1  # first word of a random stream under a case's seed
 class Case:
     """One line of a table."""
 
-    id: str  # "single-in/derain-40": group, name and, if there is one, strength
     group: str  # one of GROUPS
-    name: str  # the task, mixed setting, unseen type, or set of real or clean photos
+    name: str  # the task, mixture, unseen type, or set of real or clean photos
     tasks: tuple[Task, ...]  # that undo it; empty if none of the seven does
     strength: float | None  # in the unit of RANGES or of the second generator; None if drawn or unknown
     band: Band | None  # trained range or held-out; None outside of both
     generator: str  # "recipe", a key of SECOND or UNSEEN, or "file"
-    maps: str | None  # folder or file of maps below the evaluation folder, or HELD_BACK_LAYERS
     photos: str  # folder of photos, or of pairs
-    count: int  # photos
+    maps: str | None = None  # folder or file of maps below the evaluation folder, or HELD_BACK_LAYERS
+
+    @property
+    def id(self) -> str:
+        """Group, name and, if there is one, strength: "single-in/derain-40"."""
+        return f"{self.group}/{self.name}" + ("" if self.strength is None else f"-{self.strength:g}")
+
+    @property
+    def count(self) -> int:
+        """How many photos."""
+        return protocol()["photos"][self.photos]
 
     @property
     def seed(self) -> int:
@@ -84,17 +92,17 @@ def protocol() -> dict[str, Any]:
     return json.loads(PROTOCOL_FILE.read_text())
 
 
-def cases(*wanted: str) -> list[Case]:
+def cases(*names: str) -> list[Case]:
     """The cases of some groups, or with some ids; without arguments all of them.
 
-    Raises ValueError for a word that is neither, listing the groups.
+    Raises ValueError for a name that is neither, listing the groups.
     """
     everything = list(_all_cases())
-    known = {word for case in everything for word in (case.group, case.id)}
-    for word in wanted:
-        if word not in known:
-            raise ValueError(f"unknown group {word!r}: choose among {', '.join(GROUPS)}, or name a case")
-    return [case for case in everything if not wanted or case.group in wanted or case.id in wanted]
+    choices = {name for case in everything for name in (case.group, case.id)}
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"unknown group {name!r}: choose among {', '.join(GROUPS)}, or name a case")
+    return [case for case in everything if not names or case.group in names or case.id in names]
 
 
 def _all_cases() -> Iterator[Case]:
@@ -103,46 +111,29 @@ def _all_cases() -> Iterator[Case]:
         band: Band | None = {"mild": None, "out": "out"}.get(part, "in")
         for task, strengths in data["single"][part].items():
             for strength in strengths:
-                yield _case(
-                    f"single-{part}", task, (task,), strength, band, "recipe", data["single"]["photos"]
-                )
+                group, photos = f"single-{part}", data["single"]["photos"]
+                yield Case(group, task, (Task(task),), strength, band, "recipe", photos)
     for band in ("in", "out"):
-        for name, tasks in data["mixed"]["settings"].items():
-            yield _case(f"mixed-{band}", name, tasks, None, band, "recipe", data["mixed"]["photos"])
+        for name, mixed in data["mixed"]["mixtures"].items():
+            tasks = tuple(task for task in ORDER if task in mixed)
+            yield Case(f"mixed-{band}", name, tasks, None, band, "recipe", data["mixed"]["photos"])
     photos = data["second"]["photos"]
     for band in ("in", "out"):
         for task, entry in data["second"]["generators"].items():
-            maps, generator = entry["maps"], entry["generator"]
+            generator, maps = entry["generator"], entry["maps"]
             for strength in entry[band]:
-                yield _case(f"second-{band}", task, (task,), strength, band, generator, photos, maps)
+                yield Case(f"second-{band}", task, (Task(task),), strength, band, generator, photos, maps)
     for name, strengths in data["unseen"]["strengths"].items():
         for strength in strengths:
-            yield _case("unseen", name, (), strength, None, name, data["unseen"]["photos"])
+            yield Case("unseen", name, (), strength, None, name, data["unseen"]["photos"])
     for name, task in data["real"].items():
-        yield _case("real", name, (task,), None, None, "file", name)
+        yield Case("real", name, (Task(task),), None, None, "file", name)
     for name in data["clean"]:
-        yield _case("clean", name, (), None, None, "recipe", name)
-    yield _case("grey", "undegraded", (), None, None, "recipe", data["grey"]["photos"])
+        yield Case("clean", name, (), None, None, "recipe", name)
+    photos = data["grey"]["photos"]
+    yield Case("grey", "undegraded", (), None, None, "recipe", photos)
     for task, strength in data["grey"]["strengths"].items():
-        yield _case("grey", task, (task,), strength, "in", "recipe", data["grey"]["photos"])
-
-
-def _case(
-    group: str,
-    name: str,
-    tasks: Sequence[str],
-    strength: float | None,
-    band: Band | None,
-    generator: str,
-    photos: str,
-    maps: str | None = None,
-) -> Case:
-    number = "" if strength is None else f"-{strength:g}"
-    ordered = tuple(task for task in ORDER if task in tasks)
-    count = protocol()["photos"][photos]
-    return Case(
-        f"{group}/{name}{number}", group, name, ordered, strength, band, generator, maps, photos, count
-    )
+        yield Case("grey", task, (Task(task),), strength, "in", "recipe", photos)
 
 
 def missing(case: Case, data_dir: str | Path, layers: str | Path | None = None) -> str | None:

@@ -1,6 +1,7 @@
-"""README's results, printed from a checkpoint's metrics.json between two marks, so that they cannot drift.
+"""The tables of README and model cards, printed from metrics.json between marks, so that they cannot drift.
 
-python -m training.measure.tables --checkpoint single --readme README.md
+python -m training tables                        write them into README and the shipped models' cards
+python -m training tables --checkpoint out/mine  print those of another model
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from training.measure import classical
-from training.measure.evaluate import HEADS, KEY, MODES, WORST, quality_rows, quality_table, table
+from training.measure.evaluate import HEADS, KEY, WAYS, WORST, quality_rows, quality_table, table
 from training.measure.protocol import Case, cases
-from unirestorer.checkpoint import find_checkpoint
+from unirestorer.checkpoint import LIBRARY_FOLDER, find_checkpoint, shipped
 from unirestorer.files import atomic_write
 from unirestorer.types import Task
 
@@ -40,14 +41,19 @@ EACH = ("real", "clean")  # groups of sets that differ too much for an average
 SHARES = ("type_accuracy", "leaf_accuracy", "routing_accuracy")
 
 
+def glance(metrics: dict[str, Any]) -> str:
+    """README's table of what was measured: an overview."""
+    return "\n".join(overview(metrics.get(KEY, {}).get("cases", {})))
+
+
 def results(metrics: dict[str, Any]) -> str:
-    """All tables of what was measured: an overview, and the others folded behind their titles."""
+    """A card's tables of what was measured: an overview, and the others folded behind their titles."""
     measured = metrics.get(KEY, {}).get("cases", {})
     lines = []
     for group, title in GROUPS.items():
-        found, by_id = _of_group(measured, group)
-        if found:
-            lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *quality_table(found, by_id), ""]
+        of_group, by_id = _of_group(measured, group)
+        if of_group:
+            lines += [f"**{title}** (PSNR in dB / SSIM, RGB)", "", *quality_table(of_group, by_id), ""]
     folding = [
         *lines,
         *routing(measured),
@@ -70,19 +76,19 @@ def overview(measured: dict[str, Any]) -> list[str]:
     """One line for every group: its widest average; for sets of photos that are no series, each set."""
     rows = []
     for group, title in GROUPS.items():
-        found, by_id = _of_group(measured, group)
-        if not found:
+        of_group, by_id = _of_group(measured, group)
+        if not of_group:
             continue
-        lines = quality_rows(found, by_id, MODES)
+        lines = quality_rows(of_group, by_id, WAYS)
         if group in EACH:
-            rows += [[f"{title}: {name}", *cells] for name, *cells in lines[: len(found)]]
+            rows += [[f"{title}: {name}", *cells] for name, *cells in lines[: len(of_group)]]
         else:
-            counts = {name: figures["n"] for name, figures in found.items()}
+            counts = {name: figures["n"] for name, figures in of_group.items()}
             tasked = [count for name, count in counts.items() if by_id[name].tasks]  # an average over tasks
             rows.append([f"{title}, {lines[-1][0]}", str(sum(tasked or counts.values())), *lines[-1][2:]])
     if not rows:
         return []
-    head = ["what", "photos", *(HEADS[mode] for mode in MODES)]
+    head = ["what", "photos", *(HEADS[way] for way in WAYS)]
     return ["**At a glance** (PSNR in dB / SSIM, RGB)", "", *table(head, rows), ""]
 
 
@@ -101,11 +107,13 @@ def folded(lines: list[str]) -> list[str]:
 
 def worst(measured: dict[str, Any]) -> list[str]:
     """The real photos, of all that were measured, that auto mode hurts most."""
-    found = [(case.name, row) for case in cases("real") for row in measured.get(case.id, {}).get("worst", [])]
-    found.sort(key=lambda named: named[1]["auto"] - named[1]["input"])
+    photos = [
+        (case.name, row) for case in cases("real") for row in measured.get(case.id, {}).get("worst", [])
+    ]
+    photos.sort(key=lambda photo: photo[1]["auto"] - photo[1]["input"])
     rows = [
         [name, row["photo"], f"{row['input']:.2f}", f"{row['auto']:.2f}", row["expert"]]
-        for name, row in found[:WORST]
+        for name, row in photos[:WORST]
     ]
     if not rows:
         return []
@@ -114,16 +122,14 @@ def worst(measured: dict[str, Any]) -> list[str]:
 
 
 def routing(measured: dict[str, Any]) -> list[str]:
-    """How auto mode routed photos: per task (the mean over its strengths) or mixture, below, within
-    and beyond the trained strengths.
-    """
+    """How auto mode routed photos: by mixture or task (the mean over its strengths) and band."""
     together: dict[str, list[dict[str, Any]]] = {}
     for group in ("single-mild", "single-in", "single-out", "mixed-in", "mixed-out"):
         for case in cases(group):
             if case.id in measured:
                 name = f"{case.name}, {group.partition('-')[2]}"
                 together.setdefault(name, []).append(measured[case.id])
-    rows = [[name, *_routed(found)] for name, found in together.items()]
+    rows = [[name, *_routed(figures)] for name, figures in together.items()]
     if not rows:
         return []
     title = (
@@ -135,13 +141,14 @@ def routing(measured: dict[str, Any]) -> list[str]:
     return [title, "", *table([*head, "load", "oracle's load", "path"], rows), ""]
 
 
-def _routed(found: list[dict[str, Any]]) -> list[str]:
-    known = [[case[key] for case in found if case[key] is not None] for key in SHARES]
-    shares = (f"{mean(values):.0%}" if values else "" for values in known)  # a mixture has no one type
-    decibels = (f"{mean(case[key] for case in found):.2f}" for key in ("regret_db", "over_finest_db"))
+def _routed(figures: list[dict[str, Any]]) -> list[str]:
+    correct = [[case[key] for case in figures if case[key] is not None] for key in SHARES]
+    shares = (f"{mean(values):.0%}" if values else "" for values in correct)  # a mixture has no one type
+    decibels = (f"{mean(case[key] for case in figures):.2f}" for key in ("regret_db", "over_finest_db"))
     levels = (
         " / ".join(
-            f"{scale * mean(level):.{digits}f}" for level in zip(*(case[key] for case in found), strict=True)
+            f"{scale * mean(level):.{digits}f}"
+            for level in zip(*(case[key] for case in figures), strict=True)
         )
         for key, scale, digits in (("practical_load", 100, 0), ("expected_load", 100, 0), ("path_psnr", 1, 2))
     )
@@ -149,8 +156,10 @@ def _routed(found: list[dict[str, Any]]) -> list[str]:
 
 
 def uncertainty(measured: dict[str, Any]) -> list[str]:
-    """Whether e_gran means anything: its rank correlation with the estimate's true error, and how well it
-    tells strengths beyond the trained range from trained ones; per task, over all photos of its strengths.
+    """Whether e_gran means anything, per task, over all photos of its strengths.
+
+    That is its rank correlation with the estimate's true error, and how well it tells strengths beyond the
+    trained range from trained ones.
     """
     rows = []
     pooled: dict[str, list[list[float]]] = {"in": [], "out": []}
@@ -166,8 +175,8 @@ def uncertainty(measured: dict[str, Any]) -> list[str]:
         }
         if pairs["in"] and pairs["out"]:
             rows.append([task.value, *_meaning(pairs)])
-            for band, found in pairs.items():
-                pooled[band] += found
+            for band, of_task in pairs.items():
+                pooled[band] += of_task
     if not rows:
         return []
     rows.append(["all", *_meaning(pooled)])
@@ -185,7 +194,7 @@ def _meaning(pairs: dict[str, list[list[float]]]) -> list[str]:
     beyond = [0] * len(pairs["in"]) + [1] * len(pairs["out"])
     rank = f"{spearmanr(gran, error)[0]:.2f}" if min(len(set(gran)), len(set(error))) > 1 else ""
     areas = (float(roc_auc_score(beyond, score)) for score in (gran, error))
-    means = (mean(gran for gran, _ in found) for found in pairs.values())
+    means = (mean(gran for gran, _ in of_band) for of_band in pairs.values())
     return [str(len(gran)), rank, *(f"{value:.2f}" for value in (*areas, *means))]
 
 
@@ -265,31 +274,51 @@ def ablation(measured: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def insert(readme: str, name: str, text: str) -> str:
-    """`readme` with `text` between the checkpoint's marks. Raises ValueError when a mark is missing."""
+def insert(text: str, name: str, tables: str) -> str:
+    """`text` with `tables` between the checkpoint's marks. Raises ValueError when a mark is missing."""
     begin, end = BEGIN.format(name), END.format(name)
-    if begin not in readme or end not in readme:
-        raise ValueError(f"the README has no place for results: put {begin} and {end} there")
-    before, _, rest = readme.partition(begin)
-    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    if begin not in text or end not in text:
+        raise ValueError(f"there is no place for the results of {name}: put {begin} and {end} there")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{tables}\n{end}{rest.partition(end)[2]}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def documents() -> dict[Path, str]:
+    """README and the shipped models' cards, each as it reads with the tables of the committed metrics.
+
+    Raises ValueError when a mark is missing.
+    """
+    readme = LIBRARY_FOLDER.parent / "README.md"
+    texts = {readme: readme.read_text(encoding="utf-8")}
+    for name in shipped():
+        metrics = json.loads((LIBRARY_FOLDER / name / "metrics.json").read_text())
+        card = LIBRARY_FOLDER / name / "README.md"
+        texts[readme] = insert(texts[readme], name, glance(metrics))
+        texts[card] = insert(card.read_text(encoding="utf-8"), name, results(metrics))
+    return texts
+
+
+# From the command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tables` on a command line."""
+    parser.add_argument("--checkpoint", help="print the tables of this model instead")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail where a file is not current"
     )
-    parser.add_argument("--checkpoint", default="single")
-    parser.add_argument("--readme", type=Path, help="rewrite this file; without it the tables are printed")
-    arguments = parser.parse_args()
-    folder = find_checkpoint(arguments.checkpoint)
-    text = results(json.loads((folder / "metrics.json").read_text()))
-    if arguments.readme is None:
-        sys.stdout.write(text)
-    else:
-        data = insert(arguments.readme.read_text(), folder.name, text).encode()
-        atomic_write(arguments.readme, data)
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(arguments: argparse.Namespace) -> None:
+    """Write what is not current, or print. Raises ValueError for bad input, and for what `--check` finds."""
+    if arguments.checkpoint:
+        metrics = json.loads((find_checkpoint(arguments.checkpoint) / "metrics.json").read_text())
+        sys.stdout.write(results(metrics))
+        return
+    stale = {path: text for path, text in documents().items() if path.read_text(encoding="utf-8") != text}
+    if arguments.check and stale:
+        names = ", ".join(str(path) for path in stale)
+        raise ValueError(f"not what metrics.json holds: {names}; python -m training tables writes them")
+    for path, text in stale.items():
+        atomic_write(path, text.encode())
+    sys.stdout.write("".join(f"{path}: written\n" for path in stale) or "all tables are current\n")

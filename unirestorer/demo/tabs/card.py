@@ -51,9 +51,9 @@ def add(page: Page) -> None:
 def card_text(model: UniRestorer) -> str:
     """The checkpoint's own README as Markdown, without its first title; a sentence where there is none.
 
-    A stranger's card gets no markup of its own, and no pictures but those of `card_pictures`: others could be
-    fetched from other hosts. What links to a file beside the card loses the link, which would lead nowhere
-    from the page.
+    A stranger's card gets no markup of its own but folded parts, and no pictures but those of
+    `card_pictures`: others could be fetched from other hosts. What links to a file beside the card loses the
+    link, which would lead nowhere from the page.
     """
     text = _readme(model)
     if not text:
@@ -62,7 +62,8 @@ def card_text(model: UniRestorer) -> str:
     text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"(Picture: \1.)", text)
     text = re.sub(r"!\[([^\]]*)\]", r"[\1]", text)
     text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    return re.sub(r"<(?=[A-Za-z/!?])(?!/?(?:details|summary)>)", "&lt;", text)
 
 
 def card_pictures(model: UniRestorer) -> str:
