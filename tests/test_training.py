@@ -136,7 +136,7 @@ def test_budgets_serve_a_tree_of_any_depth(trained: Path, tmp_path: Path) -> Non
     assert len(steps) == 15 and steps == {name: 3 if name == "0-0" else 2 for name in steps}
     model = UniRestorer.from_pretrained(tmp_path, device="cpu")
     result = model.restore(torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0)), expert="3-7")
-    assert result.route.level_probs.shape == (1, 4)
+    assert result.decision.route.level_probs.shape == (1, 4)
 
 
 def test_an_expert_is_measured_while_it_is_trained(trained: Path, tmp_path: Path) -> None:
