@@ -91,7 +91,7 @@ def build_page(models: Sequence[UniRestorer], watch: Watch, *, ahead: bool = Fal
                 handlers.prepare([example.path for example in examples if example.several == several])
 
         threading.Thread(target=prepare, name="examples").start()
-    # The watch decides who may wait; without a size a Space with a lent GPU would let in one.
+    # The desk decides who may wait; without a size a Space with a lent GPU would let in one alone.
     return blocks.queue(max_size=sys.maxsize, api_open=False)
 
 
