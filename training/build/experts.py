@@ -80,9 +80,9 @@ def at_level(values: tuple[Value, ...], level: int) -> Value:
     return values[min(level, len(values) - 1)]
 
 
-def same_weights(one: NetworkShape, other: NetworkShape) -> bool:
+def same_weights(a: NetworkShape, b: NetworkShape) -> bool:
     """Whether weights of one shape fit the other."""
-    return without_window(one) == without_window(other)
+    return without_window(a) == without_window(b)
 
 
 def without_window(shape: NetworkShape) -> NetworkShape:
@@ -109,11 +109,11 @@ def kept_loss(
     weighs `keep`: that expert's skill in colour cost more steps than it now gets.
     """
     with torch.no_grad(), half_precision(lq.device):
-        known = earlier(lq).float()
+        answer = earlier(lq).float()
     faded = faded[:, None, None, None]
     with half_precision(lq.device):
         restored = network(lq)
-    error = (restored.float() - torch.where(faded, hq, known)).abs()
+    error = (restored.float() - torch.where(faded, hq, answer)).abs()
     return torch.where(faded, error, keep * error).mean()
 
 

@@ -120,14 +120,14 @@ def adopt(model: Contrast, old: Extractor, captions: tuple[str, ...], tokens: Te
         raise ValueError(
             "--init: its extractor has another shape; leave --init out or use its preset"
         ) from None
-    known = [i for i, text in enumerate(captions) if text in old.captions]
-    if not known:
+    shared = [i for i, text in enumerate(captions) if text in old.captions]
+    if not shared:
         raise ValueError("--init: its extractor knows none of the captions; leave --init out")
-    wanted = old.caption_features[[old.captions.index(captions[i]) for i in known]].to(tokens.device)
+    features = old.caption_features[[old.captions.index(captions[i]) for i in shared]].to(tokens.device)
     model.text.logit_scale.data.fill_(float(old.logit_scale.log()))
     optimizer = torch.optim.Adam([p for p in model.text.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(ADOPTION_STEPS):
-        similarity = (model.text_features(tokens[known]) * wanted).sum(1).mean()
+        similarity = (model.text_features(tokens[shared]) * features).sum(1).mean()
         optimizer.zero_grad()
         (1 - similarity).backward()
         optimizer.step()
@@ -185,8 +185,8 @@ def train_extractor(
         loss = contrast_loss(model.scale * features @ texts.T, caption, config.smoothing)
         if teacher is not None:
             with torch.no_grad(), half_precision(device):
-                known = teacher.embed(crops)
-            loss = loss + config.keep * (features - known).square().sum(1).mean()
+                earlier = teacher.embed(crops)
+            loss = loss + config.keep * (features - earlier).square().sum(1).mean()
         return loss
 
     writer = SummaryWriter(str(work / "tensorboard"))
