@@ -39,7 +39,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "airlight": (0.0, 1.0),
     "quality": (1, 100),
     "length_px": (1.0, 127.0),
-    "real": (0, 1),
 }
 KINDS = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": (int | float, "a number")}
 
@@ -104,7 +103,7 @@ class Step(ABC):
             kind, words = KINDS[str(parameter.type)]
             if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):  # a bool is an int
                 raise ValueError(f"{name}: expected {words}, got {value!r:.40}")
-            low, high = LIMITS[parameter.name]
+            low, high = (False, True) if kind is bool else LIMITS[parameter.name]
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value!r:.40}")
 
