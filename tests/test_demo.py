@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from helpers import make_mixed_tree, make_tiny_map, make_tiny_tree
 from PIL import Image
 
 from unirestorer import UniRestorer
-from unirestorer.config import Scope
 from unirestorer.degradation import Recipe
 from unirestorer.degradation.recipe import CLEAN_CAPTION
 from unirestorer.demo.examples import find_examples, pick, thumbnails_html
@@ -333,9 +333,8 @@ def test_the_tree_says_no_more_than_is_known(model: UniRestorer, report: dict) -
 
 
 def test_a_result_points_to_the_other_kind_of_model(model: UniRestorer) -> None:
-    scope = Scope("mixed", model.ranges)
-    mixed = UniRestorer(model.extractor, make_mixed_tree(), model.router, model.experts, scope)
-    mixed.name = "several"
+    mixed = copy(model)
+    mixed.mode, mixed.tree, mixed.name = "mixed", make_mixed_tree(), "several"
     sentence = panels.other_models(model, [model, mixed])
     assert 'data-model="several"' in sentence and "More than one thing wrong" in text_of(sentence)
     assert "Only one thing wrong" in text_of(panels.other_models(mixed, [model, mixed]))
@@ -497,8 +496,8 @@ def test_panels_for_every_state(handlers: Handlers, photo: str) -> None:
     assert "<s>" in second.who and "<s>" not in first.who
     assert "<b>TYPE</b> dehaze" in second.sure and "<b>TYPE</b> dehaze" not in first.sure
     assert "Only haze kept" in second.choice_words
-    scope = Scope(model.mode, model.ranges)
-    bare = UniRestorer(model.extractor, model.tree, model.router, model.experts, scope)
+    bare = copy(model)
+    bare.map = None
     (view,) = Handlers(bare, handlers.folder).views(photo, [], "", None)
     assert panels.draw_map(bare, "type") is None
     assert "no map" in (unmapped := panels.draw(bare, view).what) and "data-star" not in unmapped

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from helpers import SHAPE
 from PIL import Image
 
 from unirestorer import UniRestorer, __version__
-from unirestorer.config import Scope
 from unirestorer.demo.hosting import host
 from unirestorer.demo.hosting.host import Limits, read_limits
 from unirestorer.demo.hosting.jobs import MODEL_QUEUE, Watch, guard
@@ -73,15 +73,8 @@ class Server:
         self.slow = Slow()
         bank = self.slow.bank(model)
         bank.guard = guard
-        patched = UniRestorer(
-            model.extractor,
-            model.tree,
-            model.router,
-            bank,
-            Scope(model.mode, model.ranges),
-            model.map,
-            Path("tiny"),
-        )
+        patched = copy(model)
+        patched.experts, patched.folder, patched.name = bank, Path("tiny"), "tiny"
         self.log = io.StringIO()
         self.test = 0  # sessions of two tests are never the same
         watch = Watch(limits, self.log)

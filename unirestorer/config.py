@@ -10,8 +10,6 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from unirestorer.types import Mode, Task
-
 MAX_LEVELS, MAX_BLOCKS, MAX_WIDTH, MAX_UNSHUFFLE = 6, 256, 1024, 8
 
 
@@ -152,14 +150,6 @@ class Range(Section):
         for low, high in (self.trained, self.beyond):
             if not -math.inf < low < high < math.inf:
                 raise ValueError(f"expected a low and a high strength, got {low} and {high}")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a model is for: photos with one degradation or several, and which strengths of each it knows."""
-
-    mode: Mode
-    ranges: dict[Task, Range]  # in the order of `Task`
 
 
 S = TypeVar("S", bound=Section)

@@ -50,11 +50,8 @@ class ExpertBank:
     def __init__(
         self, names: tuple[str, ...], load: Callable[[int], Network], device: torch.device, keep: int = 4
     ) -> None:
-        self.names = names
-        self.device = device
+        self.names, self.device, self._load, self._keep = names, device, load, keep
         self.guard: Guard = lambda x, expert: None
-        self._load = load
-        self._keep = keep
         self._warm: OrderedDict[int, Network] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,9 +73,8 @@ class ExpertBank:
     def name(self, expert: int) -> str:
         """The name of the expert with this number. Raises ValueError for a number out of range."""
         if not 0 <= expert < len(self.names):
-            raise ValueError(
-                f"unknown expert number {expert}: this model has experts 0 to {len(self.names) - 1}"
-            )
+            last = len(self.names) - 1
+            raise ValueError(f"unknown expert number {expert}: this model has experts 0 to {last}")
         return self.names[expert]
 
     @property
@@ -113,14 +109,10 @@ class ExpertBank:
         warning. Raises ValueError for other shapes and for values that are not finite.
         """
         if x.ndim != 4 or x.shape[1] != 3 or expert.shape != x.shape[:1]:
-            raise ValueError(
-                "photos (B, 3, H, W) and expert numbers (B,) are needed, "
-                f"got {tuple(x.shape)} and {tuple(expert.shape)}"
-            )
+            shapes = f"{tuple(x.shape)} and {tuple(expert.shape)}"
+            raise ValueError(f"photos (B, 3, H, W) and expert numbers (B,) are needed, got {shapes}")
         if x.numel() and not all(map(math.isfinite, torch.stack(x.aminmax()).tolist())):  # nan passes through
-            raise ValueError(
-                "the photo holds values that are not finite (NaN or infinity): give pixels in [0, 1]"
-            )
+            raise ValueError("the photo holds values that are not finite: give pixels in [0, 1]")
         restored: Tensor | None = None
         at_once = len(x) if tile_px is None else tile_px**2 // max(x.shape[-2] * x.shape[-1], 1)
         done = 0
@@ -181,11 +173,8 @@ def _run(
         moved = tile.to(device, torch.float32, memory_format=torch.channels_last)
         return network(moved).clamp(0, 1).to(x.device)
 
-    if tile_px is None:
-        output = there_and_back(x)
-        progress(1.0)
-        return output
-    return run_tiled(there_and_back, x, tile_px, network.halo_px, network.multiple, progress).clamp_(0, 1)
+    tile = max(*x.shape[-2:], network.multiple) if tile_px is None else tile_px
+    return run_tiled(there_and_back, x, tile, network.halo_px, network.multiple, progress).clamp_(0, 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -23,27 +23,31 @@ VIEWS_PER_PASS = {"cpu": 16, "cuda": 512}
 MAX_TOWER_PARAMETERS = 500_000_000
 
 
-class FineScale(nn.Module):
-    """The crop, its high-pass copy and that copy's magnitude, at half the resolution without losing a pixel.
-
-    (B, 3, H, W) in [0, 1] -> (B, 36, H/2, W/2). Gives a small tower the finest scale, where noise, blur and
-    the 8x8 grid live.
-    """
+class ClipColours(nn.Module):
+    """Knows mean and deviation of the three colours in CLIP's training, (3, 1, 1) each."""
 
     mean: Tensor
     std: Tensor
-    channels = 36
-    gain = 8.0
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
+
+class FineScale(ClipColours):
+    """The crop, its high-pass copy and that copy's magnitude, at half the resolution without losing a pixel.
+
+    (B, 3, H, W) in [0, 1] -> (B, 36, H/2, W/2). Gives a small tower the finest scale, where noise, blur and
+    the 8x8 grid live.
+    """
+
+    channels = 36
+    gain = 8.0
+
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # half precision would drown the finest detail in rounding
+        # Half precision would drown the finest detail in rounding.
+        with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             rows = F.pad(x, (0, 0, 1, 1), mode="reflect")
             rows = 0.25 * rows[..., :-2, :] + 0.5 * x + 0.25 * rows[..., 2:, :]
@@ -62,14 +66,8 @@ class ResNetTower(nn.Module):
         from open_clip.modified_resnet import ModifiedResNet  # heavy import, needed here only
 
         self.fine = FineScale()
-        half_px, stem = shape.view_px // 2, shape.width // 2  # `FineScale` halves the sides
-        self.tower = ModifiedResNet(
-            list(shape.layers),
-            shape.dim,
-            heads=max(1, shape.width // 2),
-            image_size=half_px,
-            width=shape.width,
-        )
+        layers, half_px, stem = list(shape.layers), shape.view_px // 2, shape.width // 2
+        self.tower = ModifiedResNet(layers, shape.dim, heads=stem, image_size=half_px, width=shape.width)
         self.tower.conv1 = nn.Sequential(  # pyright: ignore[reportAttributeAccessIssue]
             nn.Conv2d(FineScale.channels, shape.width, 3, padding=1),
             nn.ReLU(),
@@ -80,13 +78,10 @@ class ResNetTower(nn.Module):
         return self.tower(self.fine(x))
 
 
-class ClipTower(nn.Module):
+class ClipTower(ClipColours):
     """The image tower of a published open_clip model, `shape.tower`: views (N, 3, 224, 224) in [0, 1] -> (N,
     D).
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, shape: ExtractorShape, tower: nn.Module | None = None) -> None:
         super().__init__()
@@ -102,8 +97,6 @@ class ClipTower(nn.Module):
             where = torch.get_default_device()  # "meta" where a checkpoint's size is looked at first
             tower = cast(nn.Module, open_clip.create_model(shape.tower, device=where).visual)
         self.tower = tower
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tower((x - self.mean) / self.std)
@@ -122,8 +115,7 @@ class Extractor(nn.Module):
         self, shape: ExtractorShape, captions: tuple[str, ...], tower: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.shape = shape
-        self.captions = captions
+        self.shape, self.captions = shape, captions
         self.tower = tower or (ResNetTower(shape) if shape.tower == "resnet" else ClipTower(shape))
         self.register_buffer("caption_features", torch.zeros(len(captions), shape.dim))
         self.register_buffer("logit_scale", torch.tensor(1.0))

@@ -97,19 +97,14 @@ class DegradationMap:
 
     def check(self) -> None:
         """Raises ValueError when the arrays do not belong together."""
-        count = len(self.xy)
-        numbers = [self.xy, self.drs, self.center_xy, self.gran_reference, self.distance_reference]
-        if (
-            self.xy.shape != (count, 2)
-            or self.drs.shape[:1] != (count,)
-            or self.drs.ndim != 2
-            or any(part.shape != (count,) for part in (self.leaf, self.task, self.text))
-            or self.center_xy.shape[1:] != (2,)
-            or self.gran_reference.ndim != 1
-            or self.distance_reference.ndim != 1
-            or 0 in (count, len(self.gran_reference), len(self.distance_reference))
-        ):
+        points, references = len(self.xy), (self.gran_reference, self.distance_reference)
+        plane = self.xy.shape[1:] == self.center_xy.shape[1:] == (2,)
+        drs = self.drs.ndim == 2 and len(self.drs) == points > 0
+        labels = all(part.shape == (points,) for part in (self.leaf, self.task, self.text))
+        lists = all(part.ndim == 1 and len(part) > 0 for part in references)
+        if not (plane and drs and labels and lists):
             raise ValueError("its arrays do not belong together")
+        numbers = (self.xy, self.drs, self.center_xy, *references)
         if any(part.dtype.kind != "f" or not np.isfinite(part).all() for part in numbers):
             raise ValueError("its numbers are not finite")
 

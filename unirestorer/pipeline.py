@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,24 @@ import torch
 from torch import Tensor
 
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
-from unirestorer.config import Scope
 from unirestorer.experts import DEFAULT_TILE_PX, ExpertBank
-from unirestorer.extractor import Extractor
 from unirestorer.imaging import load_image
-from unirestorer.map import DegradationMap
-from unirestorer.routing import Router
-from unirestorer.tree import DegradationTree
-from unirestorer.types import Decision, Estimate, Mode, Restoration, Route
+from unirestorer.types import Decision, Estimate, Mode, Restoration, Route, Seconds, Tasks
 
 
 class UniRestorer:
     """Restores photos and says why it did so. Methods may be called from several threads."""
 
-    def __init__(
-        self,
-        extractor: Extractor,
-        tree: DegradationTree,
-        router: Router,
-        experts: ExpertBank,
-        scope: Scope,
-        map_: DegradationMap | None = None,
-        folder: Path | None = None,
-    ) -> None:
-        self.extractor, self.tree, self.router, self.experts = extractor, tree, router, experts
-        self.mode: Mode = scope.mode
-        self.ranges, self.map, self.device = scope.ranges, map_, experts.device
-        self.folder, self.name = folder, folder.name if folder else ""  # of the checkpoint
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, keep: int = 4) -> None:
+        """The model in an opened checkpoint; `keep` experts stay in memory. Raises ValueError."""
+        self.folder, self.name = checkpoint.folder, checkpoint.folder.name
+        self.mode: Mode = checkpoint.mode
+        self.ranges, self.device, self.tree = checkpoint.ranges, device, checkpoint.tree()
+        self.map = checkpoint.map() if checkpoint.has("map.npz") else None
+        self.extractor = checkpoint.extractor().to(device)
+        self.router = checkpoint.router(self.tree).to(device)
+        names = self.tree.expert_names
+        self.experts = ExpertBank(names, lambda i: checkpoint.expert(names[i]), device, keep)
 
     @classmethod
     def from_pretrained(
@@ -52,23 +43,7 @@ class UniRestorer:
         ValueError.
         """
         where = choose_device(device)
-        return cls.from_checkpoint(Checkpoint(find_checkpoint(name, revision)), where, keep=keep)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, where: torch.device, *, keep: int = 4) -> UniRestorer:
-        """The model in an opened checkpoint. Raises ValueError."""
-        tree = checkpoint.tree()
-        bank = ExpertBank(tree.expert_names, lambda i: checkpoint.expert(tree.expert_names[i]), where, keep)
-        map_ = checkpoint.map() if checkpoint.has("map.npz") else None
-        return cls(
-            checkpoint.extractor().to(where),
-            tree,
-            checkpoint.router(tree).to(where),
-            bank,
-            Scope(checkpoint.mode, checkpoint.ranges),
-            map_,
-            checkpoint.folder,
-        )
+        return cls(Checkpoint(find_checkpoint(name, revision)), where, keep=keep)
 
     @torch.inference_mode()
     def estimate(self, x: Tensor) -> Estimate:
@@ -77,9 +52,7 @@ class UniRestorer:
         return self.router.estimate(self.extractor(x))
 
     @torch.inference_mode()
-    def route(
-        self, estimate: Estimate, tasks: str | Iterable[str] | None = None, expert: str | None = None
-    ) -> Route:
+    def route(self, estimate: Estimate, tasks: Tasks = None, expert: str | None = None) -> Route:
         """Leaf, level and expert (Eq. 6): auto mode, or, with `tasks`, instruction mode, others pruned.
 
         A forced `expert` ("level-index") overrules the choice of expert alone. Raises ValueError for an
@@ -92,11 +65,7 @@ class UniRestorer:
         return replace(route, expert=torch.full_like(route.expert, number), forced=True)
 
     def inspect(
-        self,
-        x: Tensor,
-        tasks: str | Iterable[str] | None = None,
-        expert: str | None = None,
-        seconds: dict[str, float] | None = None,
+        self, x: Tensor, tasks: Tasks = None, expert: str | None = None, seconds: Seconds | None = None
     ) -> Decision:
         """What to do with photos x (B, 3, H, W) in [0, 1]; `seconds` may hold the stages before this one.
 
@@ -139,7 +108,7 @@ class UniRestorer:
         self,
         x: Tensor,
         *,
-        tasks: str | Iterable[str] | None = None,
+        tasks: Tasks = None,
         expert: str | None = None,
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
@@ -151,7 +120,7 @@ class UniRestorer:
         self,
         photo: str | os.PathLike[str] | Any,  # noqa: ANN401 - whatever load_image reads
         *,
-        tasks: str | Iterable[str] | None = None,
+        tasks: Tasks = None,
         expert: str | None = None,
         tile_px: int | None = DEFAULT_TILE_PX,
         progress: Callable[[float], None] | None = None,
@@ -167,9 +136,8 @@ class UniRestorer:
 class Clock:
     """Adds the seconds of each stage to `seconds`."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self._last = time.perf_counter()
+    def __init__(self, seconds: Seconds) -> None:
+        self.seconds, self._last = seconds, time.perf_counter()
 
     def stop(self, stage: str) -> None:
         """End the stage that runs, and begin the next."""

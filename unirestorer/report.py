@@ -18,32 +18,28 @@ def describe(model: UniRestorer, decision: Decision, index: int = 0) -> dict[str
     those of the captions: where leaves mix several degradations, only the latter say which ones a photo has.
     """
     tree, route, estimate = model.tree, decision.route, decision.estimate
+
+    def node(expert: int, probability: float) -> dict[str, Any]:
+        return {"expert": tree.expert_names[expert], "name": tree.words(expert), "probability": probability}
+
     leaf, level, expert = int(route.leaf[index]), int(route.level[index]), int(route.expert[index])
     leaf_probs, level_probs = route.leaf_probs[index].cpu(), route.level_probs[index].cpu()
     path = tree.expert_table[leaf].tolist()
     e = estimate.e[index]
-    caption_probs = model.extractor.caption_probs(e[None])[0].cpu()
-    nearest = caption_probs.topk(min(3, len(caption_probs)))
+    probabilities = model.extractor.caption_probs(e[None])[0].tolist()
+    captions = list(zip(model.extractor.captions, probabilities, strict=True))
     seen = dict.fromkeys(Task, 0.0)
-    for caption, probability in zip(model.extractor.captions, caption_probs.tolist(), strict=True):
+    for caption, probability in captions:
         for task in caption_tasks(caption):
             seen[task] += probability
+    nearest = sorted(captions, key=lambda caption: caption[1], reverse=True)[:3]
     log_e_gran = float(estimate.log_e_gran[index].mean())
     data: dict[str, Any] = {
         "tasks": {task.value: prob for task, prob in tree.leaf_task_probs(leaf_probs).items()},
         "seen": {task.value: prob for task, prob in seen.items()},
-        "captions": [
-            {"text": model.extractor.captions[i], "probability": p}
-            for p, i in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)
-        ],
-        "leaves": [
-            {"expert": tree.expert_names[tree.offsets[-1] + i], "name": tree.names[-1][i], "probability": p}
-            for i, p in enumerate(leaf_probs.tolist())
-        ],
-        "levels": [
-            {"level": i, "expert": tree.expert_names[path[i]], "name": tree.words(path[i]), "probability": p}
-            for i, p in enumerate(level_probs.tolist())
-        ],
+        "captions": [{"text": text, "probability": p} for text, p in nearest],
+        "leaves": [node(tree.offsets[-1] + i, p) for i, p in enumerate(leaf_probs.tolist())],
+        "levels": [{"level": i, **node(path[i], p)} for i, p in enumerate(level_probs.tolist())],
         "leaf": leaf,
         "level": level,
         "expert": tree.expert_names[expert],
@@ -56,16 +52,12 @@ def describe(model: UniRestorer, decision: Decision, index: int = 0) -> dict[str
     }
     if model.map is not None:
         place = model.map.place(e.cpu().numpy())
+        x, y = place.xy
         data |= {
             "e_gran_percentile": model.map.gran_percentile(log_e_gran),
             "distance": place.distance,
             "distance_percentile": place.distance_percentile,
-            "map": {
-                "x": place.xy[0],
-                "y": place.xy[1],
-                "spread": place.spread,
-                "neighbors": list(place.neighbors),
-            },
+            "map": {"x": x, "y": y, "spread": place.spread, "neighbors": list(place.neighbors)},
         }
     return data
 

@@ -4,14 +4,13 @@ tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from unirestorer.types import Task, named_tasks
+from unirestorer.types import Task, Tasks, named_tasks
 
 MASK_SHARE = 0.5  # leaves scoring at least this share of the best survive an instruction
 
@@ -42,9 +41,8 @@ class DegradationTree:
     def check(self) -> None:
         """Raises ValueError when the parts do not fit together."""
         above = 1
-        for level, (centers, parents, names) in enumerate(
-            zip(self.centers, self.parents, self.names, strict=True)
-        ):
+        levels = zip(self.centers, self.parents, self.names, strict=True)
+        for level, (centers, parents, names) in enumerate(levels):
             count = len(centers)
             whole = parents.dtype == torch.int64 and parents.shape == (count,) and len(names) == count
             if count == 0 or centers.ndim != 2 or not whole or parents.min() < 0 or parents.max() >= above:
@@ -76,12 +74,10 @@ class DegradationTree:
 
     def expert_number(self, name: str) -> int:
         """The number of the expert "level-index". Raises ValueError for an unknown one."""
-        if name not in self.expert_names:
-            raise ValueError(
-                f"unknown expert {name!r}: experts are named level-index, from {self.expert_names[0]} to "
-                f"{self.expert_names[-1]}"
-            )
-        return self.expert_names.index(name)
+        names = self.expert_names
+        if name not in names:
+            raise ValueError(f"unknown expert {name!r}: choose a level-index from {names[0]} to {names[-1]}")
+        return names.index(name)
 
     def level_of(self, expert: int) -> tuple[int, int]:
         """(level, index within the level) of an expert's number."""
@@ -105,7 +101,7 @@ class DegradationTree:
                     totals[task] += prob * count / samples
         return totals
 
-    def mask(self, tasks: str | Iterable[str] | None) -> Tensor:
+    def mask(self, tasks: Tasks) -> Tensor:
         """(leaves,) bool: which leaves an instruction keeps; None keeps all.
 
         A leaf scores the mean Jaccard overlap of its samples' tasks with the named ones; those with at least
@@ -118,9 +114,7 @@ class DegradationTree:
             raise ValueError("an instruction needs at least one task; leave it out for auto mode")
         scores = torch.tensor([_overlap(sets, named) for sets in self.task_sets])
         if scores.max() <= 0:
-            raise ValueError(
-                f"this model has no expert for {', '.join(sorted(named))}: name other tasks or use auto mode"
-            )
+            raise ValueError(f"no expert for {', '.join(sorted(named))}: name other tasks or use auto mode")
         return scores >= MASK_SHARE * scores.max()
 
     def nearest_leaf(self, e: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -132,7 +126,5 @@ class DegradationTree:
 
 
 def _overlap(sets: dict[frozenset[Task], int], named: frozenset[Task]) -> float:
-    samples = sum(sets.values())
-    return sum(count * len(tasks & named) / len(tasks | named) for tasks, count in sets.items()) / max(
-        samples, 1
-    )
+    shares = (count * len(tasks & named) / len(tasks | named) for tasks, count in sets.items())
+    return sum(shares) / sum(sets.values())

@@ -28,6 +28,10 @@ class Task(StrEnum):
 
 
 Mode = Literal["single", "mixed"]  # one degradation a photo, or several
+Tasks = (
+    str | Iterable[str] | None
+)  # an instruction: one task or several, each a `Task` or its text; None: any
+Seconds = dict[str, float]  # of stages, by their names
 TASK_NOUNS: dict[Task, str] = {  # what each task undoes; the names of a tree's nodes begin so
     Task.DERAIN: "rain",
     Task.DEHAZE: "haze",
@@ -39,7 +43,7 @@ TASK_NOUNS: dict[Task, str] = {  # what each task undoes; the names of a tree's 
 }
 
 
-def named_tasks(tasks: str | Iterable[str] | None) -> frozenset[Task] | None:
+def named_tasks(tasks: Tasks) -> frozenset[Task] | None:
     """The tasks that an instruction names: one or several, each a `Task` or its text; None stays None.
 
     Raises ValueError for an unknown one.
@@ -84,7 +88,7 @@ class Decision:
 
     estimate: Estimate
     route: Route
-    seconds: dict[str, float]
+    seconds: Seconds
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ def measure_experts(
         for count in counts:
             grow(Checkpoint(folder), Path(out) / str(count), count)
             checkpoint = CountingCheckpoint(Path(out) / str(count))
-            opened.append((checkpoint, UniRestorer.from_checkpoint(checkpoint, where)))
+            opened.append((checkpoint, UniRestorer(checkpoint, where)))
         seconds: list[list[float]] = [[] for _ in counts]
         read = [0 for _ in counts]
         for turn in range(repeats + 1):

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 # Three distances of rain: streaks per unit of strength, and scales of their length, width and brightness.
 RAIN_LAYERS = ((0.25, 1.35, 1.1, 1.5), (0.75, 1.0, 0.85, 1.05), (2.0, 0.65, 0.6, 0.7))
+Size = tuple[int, int]  # height, width
 CHUNK = 1 << 18  # pixels drawn at once by `_stamp`
 SCENE_SIDE = 768  # a depth scene is laid out at most this large, then enlarged
 
@@ -25,16 +26,14 @@ def _scalar(low: float, high: float, generator: Generator) -> float:
     return float(_uniform(1, low, high, generator))
 
 
-def _scatter(size: tuple[int, int], reach: tuple[int, int], per_pixel: float, generator: Generator) -> Tensor:
+def _scatter(size: Size, reach: Size, per_pixel: float, generator: Generator) -> Tensor:
     """(2, n) random centres y, x in pixels, up to `reach` outside the frame too: its edges cut marks."""
     box = [s + 2 * r for s, r in zip(size, reach, strict=True)]
     count = int(per_pixel * box[0] * box[1] + _scalar(0, 1, generator))
     return torch.stack([_uniform(count, -r, s + r, generator) for s, r in zip(size, reach, strict=True)])
 
 
-def _stamp(
-    size: tuple[int, int], reach: tuple[int, int], centres: Tensor, marks: Tensor, draw: Callable[..., Tensor]
-) -> Tensor:
+def _stamp(size: Size, reach: Size, centres: Tensor, marks: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     """(H, W) sum of n marks, valued `draw(dy, dx, *marks)` at pixel offsets dy, dx; `marks` is (P, n)."""
     pad_y, pad_x = 2 * reach[0] + 1, 2 * reach[1] + 1
     stride = size[1] + 2 * pad_x
@@ -114,7 +113,6 @@ def snow_field(height: int, width: int, density: float, generator: Generator) ->
     flakes. Three classes: specks, soft irregular flakes stretched along the wind, blurred near flakes.
     """
     wind_deg, stretch = _scalar(-60, 60, generator), _scalar(1, 1.8, generator)
-    density = max(density, 0.0)
     grow = 0.75 + 0.5 * density
     # flakes per pixel, radius in px (low, high), opacity (low, high), softness of the rim
     classes = (
@@ -124,10 +122,9 @@ def snow_field(height: int, width: int, density: float, generator: Generator) ->
     )
     depth = torch.zeros(height, width)
     for per_pixel, small, large, faint, dense, rim in classes:
-        bound = math.ceil(large * grow * stretch * (1 + rim) + 1)
-        reach = (bound, bound)
-        centres = _scatter((height, width), reach, per_pixel, generator)
-        count = centres.shape[1] if density > 0 else 0
+        reach = math.ceil(large * grow * stretch * (1 + rim) + 1)
+        centres = _scatter((height, width), (reach, reach), per_pixel, generator)
+        count = centres.shape[1]
         marks = torch.stack(
             [
                 grow * (small + (large - small) * torch.rand(count, generator=generator) ** 2),
@@ -139,7 +136,7 @@ def snow_field(height: int, width: int, density: float, generator: Generator) ->
                 torch.full((count,), rim),
             ]
         )
-        depth += _stamp((height, width), reach, centres[:, :count], marks, _flake)
+        depth += _stamp((height, width), (reach, reach), centres, marks, _flake)
     return (1 - torch.exp(-depth)).clamp_(0, 1)[None]
 
 
@@ -178,8 +175,7 @@ def depth_field(height: int, width: int, generator: Generator) -> Tensor:
         hills = horizon - 0.12 * (1 + _smooth_noise(1, columns, 6, generator)) * _scalar(0, 1, generator)
         scene = torch.where(v < hills, 1.0, 0.85 * _ground(v, horizon, steepness)).expand(rows, columns)
     ragged = _smooth_noise(rows, columns, 14, generator)
-    count = int(_scalar(2, 9, generator))
-    feet = horizon + (1 - horizon) * _uniform(count, 0.05, 1, generator)
+    feet = horizon + (1 - horizon) * _uniform(int(_scalar(2, 9, generator)), 0.05, 1, generator)
     for base in sorted(feet.tolist()):  # far to near
         distance = 0.85 * float(_ground(torch.tensor(base), horizon, steepness))
         tall, wide = ((1 - distance) * _scalar(*span, generator) for span in ((0.3, 1.6), (0.1, 0.6)))
@@ -205,11 +201,11 @@ def _guided(guide: Tensor, target: Tensor, radius: int, epsilon: float) -> Tenso
     factor = max(1, radius // 4)
     size = (-(-height // factor), -(-width // factor))
     radius = max(1, round(radius / factor))
-    small, wanted = (F.interpolate(x, size=size, mode="area") for x in (guide, target))
-    mean, mean_wanted = _box(small, radius), _box(wanted, radius)
-    variance = (_box(small * small, radius) - mean * mean).clamp_min(0)
-    slope = (_box(small * wanted, radius) - mean * mean_wanted) / (variance + epsilon)
-    offset = mean_wanted - slope * mean
+    x, y = (F.interpolate(image, size=size, mode="area") for image in (guide, target))
+    mean_x, mean_y = _box(x, radius), _box(y, radius)
+    variance = (_box(x * x, radius) - mean_x * mean_x).clamp_min(0)
+    slope = (_box(x * y, radius) - mean_x * mean_y) / (variance + epsilon)
+    offset = mean_y - slope * mean_x
     lines = _box(torch.cat([slope, offset], dim=1), radius)
     lines = F.interpolate(lines, size=(height, width), mode="bilinear", align_corners=False)
     return lines[:, :1] * guide + lines[:, 1:]
@@ -231,12 +227,9 @@ def depth_from_image(clean: Tensor, generator: Generator) -> Tensor:
     blue = (clean[2] - clean[0]).clamp(-0.5, 0.5)  # warm, lit things are not sky
     sky = torch.exp(-25 * texture) * bright * (0.5 * dark + blue + 0.3).clamp_min(0) * (1.25 - v).clamp(0, 1)
     perspective = _ground(v, _scalar(0.1, 0.5, generator), _scalar(0.2, 0.6, generator)).expand(height, width)
-    ranges = ((0.35, 0.65), (0.4, 0.9), (0.0, 0.1), (0.03, 0.16))
-    weights = [_scalar(low, high, generator) for low, high in ranges]
+    weights = [_scalar(*span, generator) for span in ((0.35, 0.65), (0.4, 0.9), (0.0, 0.1), (0.03, 0.16))]
     cues = (perspective, sky, bright, depth_field(height, width, generator)[0])
-    mixture = torch.zeros(height, width)
-    for weight, cue in zip(weights, cues, strict=True):
-        mixture += weight * cue
+    mixture = sum((w * cue for w, cue in zip(weights, cues, strict=True)), torch.zeros(height, width))
     near, radius = _scalar(0, 0.25, generator), max(2, min(height, width) // 10)
     return near + (1 - near) * _stretched(_guided(grey, mixture[None, None], radius, 4e-3)[0])
 
@@ -260,9 +253,7 @@ def sensor_noise(height: int, width: int, generator: Generator) -> Tensor:
     red, blue = (y == 0) & (x == 0), (y == 1) & (x == 1)
     seen = torch.stack((red, ~(red | blue), blue)).float()  # (3, H, W)
     tent = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).expand(3, 1, 3, 3)
-    weight, values = (
-        F.conv2d(F.pad(part[None], (1, 1, 1, 1)), tent, groups=3)[0] for part in (seen, seen * drawn)
-    )
+    weight, values = F.conv2d(torch.stack((seen, seen * drawn)), tent, padding=1, groups=3)
     variance = torch.tensor([9 / 16, 9 / 32, 9 / 16])  # of the interpolated colours, mean over the mosaic
     return values / weight.clamp(min=1) / variance.sqrt()[:, None, None]
 
@@ -292,12 +283,7 @@ def motion_kernel(length_px: float, generator: Generator) -> Tensor:
 
 
 def gaussian_kernel(size_px: int, sigma_x: float, sigma_y: float, angle_deg: float) -> Tensor:
-    """Gaussian kernel k of Eq. A: (K, K), K = `size_px` odd, sum 1; `sigma_x` (px) lies along `angle_deg`.
-
-    Raises ValueError for an even size.
-    """
-    if size_px < 1 or size_px % 2 == 0:
-        raise ValueError(f"got a kernel size of {size_px}, expected an odd number of pixels such as 7")
+    """Gaussian kernel k of Eq. A: (K, K), K = `size_px` odd, sum 1; `sigma_x` (px) lies along `angle_deg`."""
     pixel = torch.arange(size_px, dtype=torch.float64) - size_px // 2
     y, x = pixel[:, None], pixel[None, :]
     angle = math.radians(angle_deg)

@@ -40,6 +40,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "quality": (1, 100),
     "length_px": (1.0, 127.0),
 }
+KINDS = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": (int | float, "a number")}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class MapFolder:
         """
         pick, top, left, flip = torch.randint(0, 2**31, (4,), generator=generator).tolist()
         grey = load_image(self.files[pick % len(self.files)]).mean(1)  # (1, h, w)
-        if flip % 2:
-            grey = grey.flip(-1)
+        grey = grey.flip(-1) if flip % 2 else grey
         rows, columns = (
             mirrored(torch.arange(length) + start % max(size - length + 1, 1), size, border_twice=True)
             for length, size, start in zip((height, width), grey.shape[-2:], (top, left), strict=True)
@@ -81,6 +81,11 @@ class Scene:
     clean: Tensor  # (B, 3, H, W)
     maps: dict[str, MapFolder] = field(default_factory=dict)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the clean photo and of every field for it."""
+        return self.clean.shape[2], self.clean.shape[3]
+
 
 @dataclass(frozen=True)
 class Step(ABC):
@@ -95,14 +100,10 @@ class Step(ABC):
     def __post_init__(self) -> None:
         for parameter in dataclasses.fields(self):
             value, name = getattr(self, parameter.name), f"{self.kind}.{parameter.name}"
-            if parameter.type == "bool":
-                if not isinstance(value, bool):
-                    raise ValueError(f"{name}: expected true or false, got {value!r:.40}")
-                continue
-            whole = parameter.type == "int"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise ValueError(f"{name}: expected a {'whole ' * whole}number, got {value!r:.40}")
-            low, high = LIMITS[parameter.name]
+            kind, words = KINDS[str(parameter.type)]
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):  # a bool is an int
+                raise ValueError(f"{name}: expected {words}, got {value!r:.40}")
+            low, high = (False, True) if kind is bool else LIMITS[parameter.name]
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value!r:.40}")
 
@@ -125,9 +126,8 @@ class Lowlight(Step):
     gamma: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        height, width = image.shape[-2:]
         if "light" in scene.maps:
-            light = scene.maps["light"].draw(height, width, generator)[None].to(image).clamp(0.02, 1)
+            light = scene.maps["light"].draw(*scene.size, generator)[None].to(image).clamp(0.02, 1)
         else:
             light = fields.illumination_map(scene.clean)  # (B, 1, H, W)
         return image / light * light**self.gamma
@@ -202,8 +202,7 @@ class CameraNoise(Step):
     quality: int = 100
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        noise = fields.sensor_noise(height, width, generator).to(image)  # (3, H, W)
+        noise = fields.sensor_noise(*scene.size, generator).to(image)  # (3, H, W)
         light = _linear(image.clamp(0, 1))
         grey = 0.5
         slope = 2.4 * ((grey + 0.055) / 1.055) ** 1.4 / 1.055  # of f^-1 on middle grey
@@ -226,13 +225,12 @@ class Rain(Step):
     real: bool = False
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        height, width = image.shape[-2:]
         if not self.real:
             layer = fields.rain_field(
-                height, width, self.streaks, self.angle_deg, self.length_px, self.width_px, generator
+                *scene.size, self.streaks, self.angle_deg, self.length_px, self.width_px, generator
             )
         elif "rain" in scene.maps:
-            layer = scene.maps["rain"].draw(height, width, generator) * (self.streaks / 100)
+            layer = scene.maps["rain"].draw(*scene.size, generator) * (self.streaks / 100)
         else:
             raise ValueError("this recipe uses real rain layers, but no folder of rain layers was given")
         return image + layer.to(image)  # (B, 3, H, W) + (1, H, W)
@@ -247,11 +245,10 @@ class Snow(Step):
     density: float
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        height, width = image.shape[-2:]
         if "snow" in scene.maps:
-            mask = (scene.maps["snow"].draw(height, width, generator) * self.density).clamp(0, 1)
+            mask = (scene.maps["snow"].draw(*scene.size, generator) * self.density).clamp(0, 1)
         else:
-            mask = fields.snow_field(height, width, self.density, generator)
+            mask = fields.snow_field(*scene.size, self.density, generator)
         mask = mask.to(image)  # (1, H, W)
         return image * (1 - mask) + mask
 
@@ -266,16 +263,11 @@ class Haze(Step):
     airlight: float = 0.9
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        state = generator.get_state()
-        depths = []
-        for clean in scene.clean:  # every photo of a batch as if alone
-            generator.set_state(state)
-            if "depth" in scene.maps:
-                depths.append(scene.maps["depth"].draw(height, width, generator))
-            else:
-                depths.append(fields.depth_from_image(clean.cpu(), generator))
-        return self.scatter(image, torch.stack(depths).to(image))
+        if "depth" in scene.maps:
+            depth = scene.maps["depth"].draw(*scene.size, generator)[None]  # (1, 1, H, W)
+        else:  # every photo of a batch as if alone
+            depth = torch.stack([fields.depth_from_image(y, generator.clone_state()) for y in scene.clean])
+        return self.scatter(image, depth.to(image))
 
     def scatter(self, image: Tensor, depth: Tensor) -> Tensor:
         """Eq. D for a known depth (B, 1, H, W)."""
@@ -292,13 +284,11 @@ class Jpeg(Step):
     quality: int
 
     def __call__(self, image: Tensor, scene: Scene, generator: Generator) -> Tensor:
-        return torch.cat([_jpeg(one, self.quality) for one in image]).to(image)
+        return torch.cat([_jpeg(photo, self.quality) for photo in image]).to(image)
 
 
-STEPS: dict[str, type[Step]] = {
-    step.kind: step
-    for step in (Lowlight, GaussianBlur, MotionBlur, Noise, CameraNoise, Rain, Snow, Haze, Jpeg)
-}
+ALL = (Lowlight, GaussianBlur, MotionBlur, Noise, CameraNoise, Rain, Snow, Haze, Jpeg)
+STEPS: dict[str, type[Step]] = {step.kind: step for step in ALL}
 
 
 def _linear(image: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The expert architectures, each a `Network`, and how to build one from its shape."""
 
-from collections.abc import Callable
 from typing import Any
 
 from unirestorer.config import NetworkShape
@@ -9,11 +8,7 @@ from unirestorer.networks.nafnet import NAFNet
 from unirestorer.networks.restormer import Restormer
 from unirestorer.networks.retinexformer import RetinexFormer
 
-NETWORKS: dict[str, Callable[[Any], Network]] = {
-    "nafnet": NAFNet,
-    "restormer": Restormer,
-    "retinexformer": RetinexFormer,
-}
+NETWORKS: dict[str, Any] = {"nafnet": NAFNet, "restormer": Restormer, "retinexformer": RetinexFormer}
 
 
 def build_network(shape: NetworkShape) -> Network:

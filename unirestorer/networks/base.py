@@ -32,6 +32,11 @@ class Network(nn.Module, ABC):
         """`forward` for x (B,3,H,W) whose sides `multiple` divides, in any precision."""
 
 
+def conv(channels: int, channels_out: int, side: int, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps height and width."""
+    return nn.Conv2d(channels, channels_out, side, padding=side // 2, groups=groups, bias=False)
+
+
 class LayerNorm2d(nn.Module):
     """Normalises the channels of every pixel, (B,C,H,W) -> (B,C,H,W), always in single precision."""
 

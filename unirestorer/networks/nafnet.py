@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import NAFNetShape
-from unirestorer.networks.base import LayerNorm2d, Network
+from unirestorer.networks.base import LayerNorm2d, Network, conv
 
 STRIPE_BYTES = 8 * 2**20  # twice what two cores' caches hold, since a stripe's first and last rows cost extra
 
@@ -158,11 +158,9 @@ def reach_px(shape: NAFNetShape) -> int:
     """
     reach = 5 * shape.window_px // 4
     reach += 2 * shape.unshuffle + shape.unshuffle - 1  # intro and ending; the unshuffled stem
-    for level, count in enumerate((*shape.encoder, shape.middle)):
-        inner = level < len(shape.encoder)
-        back = shape.decoder[-1 - level] if inner else 0
-        reach += shape.unshuffle * 2**level * (count + back + inner)
-    return reach
+    for level, (count, back) in enumerate(zip(shape.encoder, shape.decoder[::-1], strict=True)):
+        reach += shape.unshuffle * 2**level * (count + back + 1)
+    return reach + shape.unshuffle * 2 ** len(shape.encoder) * shape.middle
 
 
 class NAFNet(Network):
@@ -173,6 +171,7 @@ class NAFNet(Network):
         super().__init__(multiple=shape.unshuffle * 2**depth, halo_px=reach_px(shape))
         self.unshuffle = shape.unshuffle
         window_px = -(-shape.window_px // self.multiple) * self.multiple
+        widths = [width * 2**level for level in range(depth)]  # channels of all resolutions but the coarsest
 
         def blocks(count: int, level: int) -> nn.Sequential:
             window = window_px // (shape.unshuffle * 2**level)
@@ -181,13 +180,10 @@ class NAFNet(Network):
         stem = 3 * shape.unshuffle**2
         self.intro = nn.Conv2d(stem, width, 3, padding=1)
         self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(shape.encoder))
-        self.down = nn.ModuleList(
-            nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(depth)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths)
         self.middle = blocks(shape.middle, depth)
         self.up = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2))
-            for i in range(depth, 0, -1)
+            nn.Sequential(conv(2 * c, 4 * c, 1), nn.PixelShuffle(2)) for c in widths[::-1]
         )
         self.decoder = nn.ModuleList(blocks(count, depth - 1 - i) for i, count in enumerate(shape.decoder))
         self.ending = nn.Conv2d(width, stem, 3, padding=1)

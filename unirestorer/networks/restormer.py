@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import RestormerShape
-from unirestorer.networks.base import LayerNorm2d, Network
+from unirestorer.networks.base import LayerNorm2d, Network, conv
 
 EXPANSION = 2.66  # gamma, by how much the feed-forward network widens (section 4)
 
@@ -22,11 +22,9 @@ class TransposedAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))  # alpha
-        self.qkv = nn.Sequential(
-            nn.Conv2d(channels, 3 * channels, 1, bias=False),
-            nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False),
-        )
-        self.project = nn.Conv2d(channels, channels, 1, bias=False)
+        triple = 3 * channels
+        self.qkv = nn.Sequential(conv(channels, triple, 1), conv(triple, triple, 3, groups=triple))
+        self.project = conv(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -42,9 +40,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = int(channels * EXPANSION)
-        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
-        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.expand = conv(channels, 2 * hidden, 1)
+        self.depthwise = conv(2 * hidden, 2 * hidden, 3, groups=2 * hidden)
+        self.project = conv(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.depthwise(self.expand(x)).chunk(2, dim=1)
@@ -74,34 +72,28 @@ class Restormer(Network):
     """
 
     def __init__(self, shape: RestormerShape) -> None:
-        width, heads, depth = shape.width, shape.heads, len(shape.encoder)
+        width, depth = shape.width, len(shape.encoder)
         super().__init__(multiple=2**depth, halo_px=64)
+        widths = [width * 2**level for level in range(depth)]  # channels of all resolutions but the coarsest
 
         def blocks(count: int, channels: int, level: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(channels, heads[level]) for _ in range(count)))
+            return nn.Sequential(*(TransformerBlock(channels, shape.heads[level]) for _ in range(count)))
 
         # On the way up a 1x1 convolution halves the channels of [x, skip], except at full resolution, where
         # the decoder and the refinement keep both: 2 * width channels.
-        self.embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(blocks(count, width * 2**i, i) for i, count in enumerate(shape.encoder))
-        self.down = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width * 2**i, width * 2**i // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
-            )
-            for i in range(depth)
-        )
+        self.embed = conv(3, width, 3)
+        self.encoder = nn.ModuleList(blocks(shape.encoder[i], c, i) for i, c in enumerate(widths))
+        self.down = nn.ModuleList(nn.Sequential(conv(c, c // 2, 3), nn.PixelUnshuffle(2)) for c in widths)
         self.middle = blocks(shape.middle, width * 2**depth, depth)
         self.up, self.reduce, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, count in zip(range(depth - 1, -1, -1), shape.decoder, strict=True):
-            below = width * 2 ** (level + 1)  # channels that arrive from the coarser level
+            below = 2 * widths[level]  # channels that arrive from the coarser level
             kept = below // 2 if level > 0 else below
-            self.up.append(
-                nn.Sequential(nn.Conv2d(below, 2 * below, 3, padding=1, bias=False), nn.PixelShuffle(2))
-            )
-            self.reduce.append(nn.Conv2d(below, kept, 1, bias=False) if level > 0 else nn.Identity())
+            self.up.append(nn.Sequential(conv(below, 2 * below, 3), nn.PixelShuffle(2)))
+            self.reduce.append(conv(below, kept, 1) if level > 0 else nn.Identity())
             self.decoder.append(blocks(count, kept, level))
         self.refinement = blocks(shape.refinement, 2 * width, 0)
-        self.ending = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
+        self.ending = conv(2 * width, 3, 3)
 
     def body(self, x: Tensor) -> Tensor:
         photo = x

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unirestorer.config import RetinexFormerShape
-from unirestorer.networks.base import LayerNorm2d, Network
+from unirestorer.networks.base import LayerNorm2d, Network, conv
 
 
 class IlluminationEstimator(nn.Module):
@@ -38,14 +38,11 @@ class IlluminationAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.qkv = conv(channels, 3 * channels, 1)
         self.rescale = nn.Parameter(torch.ones(heads, 1, 1))  # alpha
         self.project = nn.Conv2d(channels, channels, 1)
-        self.position = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            nn.GELU(),
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-        )
+        first, second = (conv(channels, channels, 3, groups=channels) for _ in range(2))
+        self.position = nn.Sequential(first, nn.GELU(), second)
 
     def forward(self, x: Tensor, light: Tensor) -> Tensor:
         per_head = (x.shape[0], self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3])
@@ -64,13 +61,9 @@ class IlluminationBlock(nn.Module):
         super().__init__()
         self.attention = IlluminationAttention(channels, heads)
         self.norm = LayerNorm2d(channels, eps=1e-5)
-        self.feed_forward = nn.Sequential(
-            nn.Conv2d(channels, 4 * channels, 1, bias=False),
-            nn.GELU(),
-            nn.Conv2d(4 * channels, 4 * channels, 3, padding=1, groups=4 * channels, bias=False),
-            nn.GELU(),
-            nn.Conv2d(4 * channels, channels, 1, bias=False),
-        )
+        wide = 4 * channels
+        expand, depthwise = conv(channels, wide, 1), conv(wide, wide, 3, groups=wide)
+        self.feed_forward = nn.Sequential(expand, nn.GELU(), depthwise, nn.GELU(), conv(wide, channels, 1))
 
     def forward(self, x: Tensor, light: Tensor) -> Tensor:
         x = x + self.attention(x, light)
@@ -99,30 +92,23 @@ class Stage(nn.Module):
     def __init__(self, shape: RetinexFormerShape) -> None:
         super().__init__()
         width, depth = shape.width, len(shape.encoder)
+        widths = [width * 2**level for level in range(depth)]  # channels of all resolutions but the coarsest
 
         def blocks(count: int, level: int) -> IlluminationBlocks:
             return IlluminationBlocks(width * 2**level, shape.heads[level], count)
 
         def downs() -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 4, stride=2, padding=1, bias=False)
-                for i in range(depth)
-            )
+            return nn.ModuleList(nn.Conv2d(c, 2 * c, 4, stride=2, padding=1, bias=False) for c in widths)
 
         self.estimator = IlluminationEstimator(width)
-        self.embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.embed = conv(3, width, 3)
         self.encoder = nn.ModuleList(blocks(count, level) for level, count in enumerate(shape.encoder))
         self.down, self.down_light = downs(), downs()
         self.middle = blocks(shape.middle, depth)
-        levels = range(depth - 1, -1, -1)
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(width * 2 ** (i + 1), width * 2**i, 2, stride=2) for i in levels
-        )
-        self.fuse = nn.ModuleList(
-            nn.Conv2d(width * 2 ** (i + 1), width * 2**i, 1, bias=False) for i in levels
-        )
-        self.decoder = nn.ModuleList(blocks(n, i) for i, n in zip(levels, shape.decoder, strict=True))
-        self.ending = nn.Conv2d(width, 3, 3, padding=1, bias=False)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in widths[::-1])
+        self.fuse = nn.ModuleList(conv(2 * c, c, 1) for c in widths[::-1])
+        self.decoder = nn.ModuleList(blocks(count, depth - 1 - i) for i, count in enumerate(shape.decoder))
+        self.ending = conv(width, 3, 3)
         nn.init.zeros_(self.ending.weight)
 
     def forward(self, image: Tensor) -> Tensor:
