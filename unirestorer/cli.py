@@ -104,13 +104,8 @@ def restore(args: argparse.Namespace) -> int:
     folder = find_checkpoint(args.checkpoint, args.revision)
     model = UniRestorer.from_pretrained(folder, device=args.device)
     config = sha256_of(folder / "config.json")  # which holds the hashes of all parts
-    made_by = {
-        "checkpoint": config,
-        "tasks": tasks and sorted(tasks),
-        "expert": args.expert,
-        "tile_px": tile_px,
-    }
-    journal = Journal(Path(args.output), made_by) if batch.is_run(args.inputs) else None
+    settings = [config, tasks and sorted(tasks), args.expert, tile_px]
+    journal = Journal(Path(args.output), settings) if batch.is_run(args.inputs) else None
     run = batch.Run(model, photos, targets, tasks, args.expert, tile_px, journal)
     run.restore(args.report)
     if journal is not None:
