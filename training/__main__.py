@@ -35,7 +35,6 @@ from training.measure.ablate import BANDS, Material, ablate
 from training.measure.shapes import compare
 from unirestorer import checkpoint
 from unirestorer.checkpoint import Checkpoint
-from unirestorer.config import to_dict
 from unirestorer.degradation.recipe import Band
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
@@ -187,7 +186,7 @@ def extractor_stage(run: Run) -> None:
             f"type {found['type_accuracy']:.1%}, degree {found['degree_accuracy_within_type']:.1%}"
         )
         accuracy[band] = found
-    about = run.about(settings=to_dict(config), held_out=accuracy, **run.origin("extractor.safetensors"))
+    about = run.about(settings=asdict(config), held_out=accuracy, **run.origin("extractor.safetensors"))
     parts.add_mode(run.out, run.config.tree.mode)
     parts.add_extractor(run.out, extractor.cpu(), about)
 
@@ -196,7 +195,7 @@ def tree_stage(run: Run) -> None:
     """Hierarchical clustering of the training DRs; a tree of the same extractor and settings is kept."""
     origin = {
         "extractor_sha256": run.checkpoint.config["files"]["extractor.safetensors"],
-        "settings": to_dict(run.config.tree),
+        "settings": asdict(run.config.tree),
     }
     old = run.checkpoint.config.get("training", {}).get("tree", {})
     if run.leaf_file.is_file() and json.loads(json.dumps(origin)) == {key: old.get(key) for key in origin}:
@@ -254,7 +253,7 @@ def experts_stage(run: Run) -> None:
                 record |= {"steps": earlier + progress.step, "init_steps": earlier}
                 record |= run.origin(f"experts/{node.name}.safetensors")
             parts.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
-    about = run.about(settings=to_dict(run.config.experts))
+    about = run.about(settings=asdict(run.config.experts))
     if run.only:
         parts.add_to_config(run.out, training={"experts_on": {**about, "only": run.only}})
     else:
@@ -298,7 +297,7 @@ def routers_stage(run: Run) -> None:
         f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
         f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}"
     )
-    about = run.about(settings=to_dict(config), **run.origin("router.safetensors"), **result)
+    about = run.about(settings=asdict(config), **run.origin("router.safetensors"), **result)
     parts.add_router(run.out, router, about)
 
 

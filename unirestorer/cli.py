@@ -255,8 +255,7 @@ def in_words(data: dict[str, Any]) -> str:
         gran, distance = (f"{data[key]:.0f}" for key in ("e_gran_percentile", "distance_percentile"))
         lines["e_gran"] = f"percentile {gran}: less sure than {gran} % of the held-out training photos"
         lines["distance"] = f"percentile {distance}: less familiar than {distance} % of them"
-    width, height = data["size"]
-    head = f"{data['input']}, {width} x {height} px"
+    head = "{}, {} x {} px".format(data["input"], *data["size"])
     return "\n".join([head, *(f"  {name:<9} {line}" for name, line in lines.items())])
 
 

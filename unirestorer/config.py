@@ -4,7 +4,6 @@ How a model is trained is the business of `training/config.py`. Configs come wit
 `from_dict` is the one place that validates, before anything is built.
 """
 
-import dataclasses
 import math
 import typing
 from collections.abc import Collection
@@ -158,11 +157,6 @@ class Scope:
 
 
 S = TypeVar("S", bound=Section)
-
-
-def to_dict(section: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
-    """A section as plain JSON data."""
-    return dataclasses.asdict(section)
 
 
 def from_dict(kind: type[S], data: Any, where: str) -> S:  # noqa: ANN401 - anything a JSON file may hold

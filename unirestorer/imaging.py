@@ -156,8 +156,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
+    array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise _error(name, f"shape {array.shape}", "(H, W, 3) or (H, W)", "put the channels last")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
@@ -325,13 +324,12 @@ def run_tiled(
     rows, columns = (_spans(length, tile, multiple, x) for length in x.shape[-2:])
     tiles = list(itertools.product(rows, columns))
     halo += -halo % multiple
-    output = torch.zeros_like(x) if len(tiles) > 1 else network(x)
+    output = torch.zeros_like(x)
     for done, ((top, bottom, down), (left, right, across)) in enumerate(tiles, start=1):
-        if len(tiles) > 1:
-            y0, x0 = max(top - halo, 0), max(left - halo, 0)
-            y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
-            part = network(x[:, :, y0:y1, x0:x1])
-            part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
-            output[:, :, top:bottom, left:right] += part * down[:, None] * across
+        y0, x0 = max(top - halo, 0), max(left - halo, 0)
+        y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
+        part = network(x[:, :, y0:y1, x0:x1])
+        part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
+        output[:, :, top:bottom, left:right] += part * down[:, None] * across
         progress(done / len(tiles))
     return output

@@ -19,8 +19,7 @@ def psnr(x: Tensor, y: Tensor) -> list[float]:
     from skimage.metrics import peak_signal_noise_ratio
 
     with np.errstate(divide="ignore"):  # of identical images it is infinite
-        ratios = [float(peak_signal_noise_ratio(a, b, data_range=1)) for a, b in _pairs(x, y)]
-    return [min(ratio, MAX_PSNR) for ratio in ratios]
+        return [min(float(peak_signal_noise_ratio(a, b, data_range=1)), MAX_PSNR) for a, b in _pairs(x, y)]
 
 
 def ssim(x: Tensor, y: Tensor) -> list[float]:
