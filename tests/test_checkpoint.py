@@ -419,7 +419,7 @@ def test_weights_that_are_not_finite_fail_the_verification(folder: Path) -> None
         (b"null", "expected format"),
         (b"{}", "got None"),
         (b'{"format": "unirestorer/3"}', "expected format 'unirestorer/2', got 'unirestorer/3'"),
-        (b'{"format": "unirestorer/1"}', "format unirestorer/1: convert it by `python -m training migrate"),
+        (b'{"format": "unirestorer/1"}', "got 'unirestorer/1': run `python -m training migrate"),
         (b'{"format": "unirestorer/2"}', "model is missing"),
         (b'{"format": "unirestorer/2", "model": {"modes": 1}}', "model: unknown key 'modes'.*mode, ranges"),
         (b'{"format": {}}', "expected format"),
@@ -541,13 +541,13 @@ def test_a_model_says_what_it_is_for(mode: Mode, tmp_path: Path) -> None:
     add_mode(tmp_path, mode)
     opened = Checkpoint(tmp_path)
     assert opened.mode == mode
-    assert opened.tasks == tuple(task for task in Task if task in RANGES[mode])
+    assert list(opened.ranges) == [task for task in Task if task in RANGES[mode]]
     for task, strengths in opened.ranges.items():
         assert strengths == Range(RANGES[mode][task]["in"], RANGES[mode][task]["out"])
 
 
 BAD_RANGES: dict[str, tuple[Change, str]] = {
-    "unknown task": (put("model", "ranges", "deflare", value={}), "deflare: unknown task; known"),
+    "unknown task": (put("model", "ranges", "deflare", value={}), r"ranges: unknown key 'deflare'; known"),
     "one band": (drop("model", "ranges", "denoise", "out"), "denoise: expected the keys 'in' and 'out'"),
     "no numbers": (put("model", "ranges", "denoise", "in", value=["2", 50]), "expected float, got '2'"),
     "three numbers": (put("model", "ranges", "denoise", "in", value=[1, 2, 3]), "expected 2 entries, got 3"),

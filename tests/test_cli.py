@@ -420,7 +420,7 @@ def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path) -> None:
     picture(tmp_path / "in/a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / JOURNAL).touch()
-    other = Journal(tmp_path / "out", {})
+    other = Journal(tmp_path / "out", [])
     assert_refused(run("restore", tmp_path / "in", "-o", tmp_path / "out"), "another run writes to")
     other.close(complete=True)
     assert run("restore", tmp_path / "in", "-o", tmp_path / "out")[0] == 0

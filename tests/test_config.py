@@ -11,7 +11,7 @@ import pytest
 from training.build.experts import Node, network_for
 from training.config import NETWORKS, PRESETS, override, preset
 from unirestorer.checkpoint import Checkpoint
-from unirestorer.config import NetworkShape, network_from_dict, to_dict
+from unirestorer.config import NetworkShape, network_from_dict
 from unirestorer.types import Task
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("shape", NETWORKS.values(), ids=NETWORKS)
 def test_a_shape_comes_back_from_json(shape: NetworkShape) -> None:
-    assert network_from_dict(json.loads(json.dumps(to_dict(shape))), "expert") == shape
+    assert network_from_dict(json.loads(json.dumps(asdict(shape))), "expert") == shape
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_shape_comes_back_from_json(shape: NetworkShape) -> None:
 )
 def test_absurd_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=f"expert.{message}|expert: {message}"):
-        network_from_dict({**to_dict(NETWORKS["nafnet"]), **change}, "expert")
+        network_from_dict({**asdict(NETWORKS["nafnet"]), **change}, "expert")
 
 
 @pytest.mark.parametrize("kind", ["restormer", "retinexformer"])
@@ -58,7 +58,7 @@ def test_absurd_shapes_are_refused(change, message):
 )
 def test_absurd_attention_is_refused(kind, change, message):
     with pytest.raises(ValueError, match=message):
-        network_from_dict({**to_dict(NETWORKS[kind]), **change}, "expert")
+        network_from_dict({**asdict(NETWORKS[kind]), **change}, "expert")
 
 
 # --set
@@ -162,7 +162,7 @@ def test_presets_are_what_the_shipped_models_record(
     name: str, mode: str, section: str, path: tuple[str, ...]
 ) -> None:
     """No preset said what shipped. What a record does not have was not there yet: no grey, AdamW alone."""
-    settings, record = to_dict(getattr(preset(name, mode), section)), recorded(mode, *path)
+    settings, record = asdict(getattr(preset(name, mode), section)), recorded(mode, *path)
     for key in settings.keys() - {"shape", "network", "by_node", "neighbors"}:  # see the next test
         value = record.get(key, "adamw" if key == "optimizer" else 0)
         assert settings[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3)), key

@@ -76,8 +76,29 @@ def test_mistakes_are_told_in_a_sentence(address: str) -> None:
         assert got == status and words in text and "\n" not in text, (path, got, text)
 
 
-def test_what_keeps_it_from_starting_is_one_line(tmp_path: Path) -> None:
+def test_what_keeps_it_from_starting_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from unirestorer.deploy.ray_serve import main
 
-    for words in (["--checkpoint", str(tmp_path / "none")], ["--replicas", "0"]):
+    missing = str(tmp_path / "none")
+    for words, reason in (
+        (["--checkpoint", missing], f"no checkpoint {missing!r}"),
+        (["--replicas", "0"], "--replicas: Input should be greater than or equal to 1"),
+        (["--device", "tpu"], "--device: Input should be 'auto', 'cpu' or 'cuda'"),
+    ):
         assert main(words) == 2
+        assert capsys.readouterr().err.startswith(f"ray_serve: {reason}")
+
+
+def test_a_cluster_reads_the_options_as_the_program_does(tiny_checkpoint: Path) -> None:
+    """The number of replicas had two defaults: two from the program, one from `serve run`."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    from unirestorer.deploy.ray_serve import Options, engine
+
+    words = {"checkpoint": str(tiny_checkpoint), "threads": "3", "gpus": "0.25"}  # name=value of `serve run`
+    deployment = build(engine, words)._bound_deployment
+    assert deployment.num_replicas == Options().replicas == 2
+    assert deployment.init_args == (str(tiny_checkpoint), "auto", 3)
+    assert deployment.ray_actor_options == {"num_cpus": 3, "num_gpus": 0.25}
+    with pytest.raises(ValueError, match="replica"):
+        build(engine, {**words, "replica": "8"})

@@ -50,8 +50,8 @@ def test_the_earlier_format_is_one_sentence_that_says_what_converts_it(
 ) -> None:
     assert use(["verify", str(earlier)]) == 2
     assert capsys.readouterr().err == (
-        f"unirestorer: {earlier}/config.json is of the earlier format unirestorer/1: convert it by "
-        f"`python -m training migrate {earlier}`\n"
+        f"unirestorer: {earlier}/config.json: expected format 'unirestorer/2', got 'unirestorer/1': "
+        f"run `python -m training migrate {earlier}`\n"
     )
 
 

@@ -20,13 +20,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unirestorer.experts import out_of_memory
 from unirestorer.files import atomic_write, sha256_of
-from unirestorer.imaging import SUFFIXES, encode_image, image_files, load_image, load_profile
+from unirestorer.imaging import SUFFIXES, WRITABLE, encode_image, image_files, load_image, load_profile
 from unirestorer.journal import Journal
 from unirestorer.pipeline import Clock, UniRestorer
 from unirestorer.report import describe, percent
 from unirestorer.types import Decision, Task
-
-WRITABLE = [suffix for suffix in SUFFIXES if suffix != ".gif"]
 
 Progress = Callable[[float], None]
 
@@ -50,6 +48,8 @@ class PhotoError(ValueError):
     """One photo cannot be processed; a run over several goes on without it."""
 
 
+Work = Callable[[Path, Photo, Progress], str | None]  # what it returns is printed
+
 # Where photos are and where results go
 
 
@@ -69,13 +69,11 @@ def find_photos(inputs: list[str], output: str | None = None) -> dict[Path, Path
     for source in map(Path, inputs):
         if not source.exists():
             raise ValueError(f"{source}: no such file or folder")
-        if not source.is_dir():
-            photos.setdefault(os.path.abspath(source), (source, Path(source.name)))
-            continue
+        root = source if source.is_dir() else source.parent
         inside = results is not None and source.resolve() in results.parents
         for path in image_files([source]):
             if not (inside and results in path.resolve().parents):
-                photos.setdefault(os.path.abspath(path), (path, path.relative_to(source)))
+                photos.setdefault(os.path.abspath(path), (path, path.relative_to(root)))
     if not photos:
         raise ValueError(f"{inputs[0]}: no photos but those in {output}, where the results belong")
     return dict(photos.values())
@@ -145,26 +143,15 @@ def write_text(path: Path, text: str) -> None:
 # One photo after another
 
 
-def for_each(
-    photos: dict[Path, Path],
-    work: Callable[[Path, Photo, Progress], str | None],
-    *,
-    alone: bool = False,
-    verb: str = "",
-) -> list[str]:
+def for_each(photos: dict[Path, Path], work: Work, *, alone: bool = False, verb: str = "") -> list[str]:
     """Do `work` on every photo, print the line it returns, go on past bad photos and return their errors.
 
-    `work` gets a function that takes the share done of its photo. With `alone` an error is passed on instead.
+    `work` gets a function that takes the share done of its photo. With `alone` a photo's error is raised.
     """
     layout = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}<{remaining}]"
+    bar = tqdm(total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr)
     failures = []
-    with (
-        contextlib.closing(read_ahead(photos)) as readings,
-        tqdm(
-            total=len(photos), bar_format=layout, leave=False, delay=0.5, disable=None, file=sys.stderr
-        ) as bar,
-        logging_redirect_tqdm(),
-    ):
+    with contextlib.closing(read_ahead(photos)) as readings, bar, logging_redirect_tqdm():
         for done, (path, reading) in enumerate(readings):
             bar.set_description_str(f"{verb}{done + 1}/{len(photos)} {photos[path].name}", refresh=False)
 
@@ -172,15 +159,16 @@ def for_each(
                 bar.update(done + share - bar.n)
 
             try:
-                with enough_memory(path):
-                    line = work(path, reading.result(), progress)
-            except PhotoError as error:
-                if alone:
-                    raise
-                failures.append(" ".join(str(error).split()))
-            else:
-                if line is not None:
+                if line := work(path, reading.result(), progress):
                     bar.write(line, file=sys.stdout)
+            except (PhotoError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, PhotoError):
+                    if not out_of_memory(error):
+                        raise
+                    error = PhotoError(f"{path}: not enough memory; choose smaller tiles or a smaller photo")
+                if alone:
+                    raise error from None
+                failures.append(" ".join(str(error).split()))
             progress(1)
     return failures
 
@@ -214,19 +202,6 @@ def photo_error(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise PhotoError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
-
-
-@contextlib.contextmanager
-def enough_memory(path: Path) -> Iterator[None]:
-    """Running out of memory inside concerns this photo alone."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise PhotoError(
-            f"{path}: not enough memory for this photo; choose smaller tiles or a smaller photo"
-        ) from None
 
 
 # Restoring
@@ -292,9 +267,8 @@ class Run:
         """The photos that are decided on, one expert's after another's, as experts first appear."""
         experts = {path: int(decision.route.expert) for path, decision in self.decisions.items()}
         order = list(dict.fromkeys(experts.values()))
-        return {
-            path: self.photos[path] for path in sorted(experts, key=lambda path: order.index(experts[path]))
-        }
+        paths = sorted(experts, key=lambda path: order.index(experts[path]))
+        return {path: self.photos[path] for path in paths}
 
     def _restore(self, path: Path, photo: Photo, progress: Progress) -> str:
         if path in self.decisions:

@@ -18,16 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from unirestorer.config import (
-    ExtractorShape,
-    NetworkShape,
-    Range,
-    RouterShape,
-    TreeShape,
-    convert,
-    from_dict,
-    network_from_dict,
-)
+from unirestorer import config
 from unirestorer.extractor import Extractor
 from unirestorer.files import sha256
 from unirestorer.map import DegradationMap
@@ -40,6 +31,7 @@ FORMAT, OLD_FORMAT = "unirestorer/2", "unirestorer/1"
 MODEL_KEYS = ("mode", "ranges", "extractor", "tree", "experts", "routers")
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_PARAMETERS = 500_000_000  # of any part: configs come with downloaded checkpoints
+NOT_RUN = "the training stage that makes it has not run"
 LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
 HUB_FILES = [
     *("config.json", "extractor.safetensors", "tree.safetensors", "router.safetensors", "map.npz"),
@@ -68,18 +60,14 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
         raise ValueError(f"{name} is no checkpoint: it has no config.json")
     parts = str(name).split("/")
     if len(parts) != 2 or not all(part and not part.startswith(".") for part in parts):
-        raise ValueError(
-            f"no checkpoint {str(name)!r:.100}: give a folder with a config.json, 'single' or a hub id"
-        )
+        raise ValueError(f"no checkpoint {str(name)!r:.100}: give a folder, 'single' or a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
-            f"cannot get checkpoint {str(name)!r} from the hub: {str(error).splitlines()[0]:.160}"
-        ) from None
+    except (OSError, ValueError) as error:  # of the network and the server, and of the id
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"cannot get checkpoint {str(name)!r} from the hub: {reason}") from None
 
 
 class PartError(ValueError):
@@ -102,58 +90,41 @@ class Checkpoint:
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(f"{path} is damaged: {str(error):.100}") from None
         format_ = self.config.get("format") if isinstance(self.config, dict) else type(self.config).__name__
-        if format_ == OLD_FORMAT:
-            raise ValueError(
-                f"{path} is of the earlier format {OLD_FORMAT}: convert it by `python -m training migrate "
-                f"{self.folder}`"
-            )
         if format_ != FORMAT:
-            raise ValueError(f"{path}: expected format {FORMAT!r}, got {format_!r:.60}")
-        for key in self._object("model"):
-            if key not in MODEL_KEYS:
-                raise ValueError(
-                    f"{path}: model: unknown key {key!r:.60}; known keys are {', '.join(MODEL_KEYS)}"
-                )
+            hint = f": run `python -m training migrate {self.folder}`" if format_ == OLD_FORMAT else ""
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {format_!r:.60}{hint}")
+        config.refuse_unknown(self._object("model"), MODEL_KEYS, self._place("model"))
 
     @property
     def mode(self) -> Mode:
         """What the model is for: photos with one degradation, or with several at once."""
-        return convert(Mode, self._object("model").get("mode"), self._place("model.mode"))
+        return config.convert(Mode, self._object("model").get("mode"), self._place("model.mode"))
 
     @property
-    def ranges(self) -> dict[Task, Range]:
+    def ranges(self) -> dict[Task, config.Range]:
         """Strengths of each degradation that the model knows, trained and beyond, in the order of `Task`."""
-        ranges = {}
-        for name, bands in self._object("model", "ranges").items():
-            place = self._place(f"model.ranges.{name:.60}")
-            if name not in list(Task):
-                raise ValueError(f"{place}: unknown task; known tasks are {', '.join(Task)}")
+        rows, ranges = self._object("model", "ranges"), {}
+        config.refuse_unknown(rows, list(Task), self._place("model.ranges"))
+        for task in [task for task in Task if task in rows]:
+            bands, place = rows[task], self._place(f"model.ranges.{task}")
             if not isinstance(bands, dict) or set(bands) != {"in", "out"}:
                 raise ValueError(f"{place}: expected the keys 'in' and 'out', got {bands!r:.60}")
-            ranges[name] = from_dict(Range, {"trained": bands["in"], "beyond": bands["out"]}, place)
-        return {task: ranges[task] for task in Task if task in ranges}
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """The tasks that the model knows."""
-        return tuple(self.ranges)
+            strengths = {"trained": bands["in"], "beyond": bands["out"]}
+            ranges[task] = config.from_dict(config.Range, strengths, place)
+        return ranges
 
     def read(self, name: str) -> bytes:
         """A part's bytes, read at once and checked. Raises ValueError that names the file."""
         path = self.folder / name
         expected = self._object("files").get(name)
         if expected is None:
-            raise ValueError(
-                f"{self.folder}: config.json lists no {name}; the training stage that makes it has not run"
-            )
+            raise ValueError(self._place(f"it lists no {name}; {NOT_RUN}"))
         try:
             data = path.read_bytes()
         except OSError as error:
             raise PartError(f"cannot read {path}: {error.strerror}") from None
         if sha256(data) != expected:
-            raise PartError(
-                f"{path} is damaged or foreign: its SHA-256 is not the one in config.json; fetch it again"
-            )
+            raise PartError(f"{path} is damaged or foreign: its SHA-256 is not config.json's; fetch it again")
         return data
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -169,7 +140,7 @@ class Checkpoint:
 
     def tree(self) -> DegradationTree:
         """The degradation tree."""
-        shape = from_dict(TreeShape, self._object("model", "tree"), self._place("model.tree"))
+        shape = self._section(config.TreeShape, "tree")
         tensors = self.tensors("tree.safetensors")
         try:
             levels = len(shape.names)
@@ -189,13 +160,13 @@ class Checkpoint:
     def extractor(self) -> Extractor:
         """D with its weights, in evaluation mode."""
         section, place = dict(self._object("model", "extractor")), self._place("model.extractor")
-        captions = convert(tuple[str, ...], section.pop("captions", None), f"{place}.captions")
-        shape = from_dict(ExtractorShape, section, place)
+        captions = config.convert(tuple[str, ...], section.pop("captions", None), f"{place}.captions")
+        shape = config.from_dict(config.ExtractorShape, section, place)
         return self._filled(lambda: Extractor(shape, captions), "extractor.safetensors")
 
     def router(self, tree: DegradationTree) -> Router:
         """Heads and routers with their weights, in evaluation mode."""
-        shape = from_dict(RouterShape, self._object("model", "routers"), self._place("model.routers"))
+        shape = self._section(config.RouterShape, "routers")
         dim, table = tree.centers[-1].shape[1], tree.expert_table
         return self._filled(lambda: Router(dim, table, shape), "router.safetensors")
 
@@ -204,12 +175,12 @@ class Checkpoint:
         shape = self.shape(name)
         return self._filled(lambda: build_network(shape), f"experts/{name}.safetensors")
 
-    def shape(self, name: str) -> NetworkShape:
+    def shape(self, name: str) -> config.NetworkShape:
         """The shape of expert "level-index"."""
         shapes = self._object("model", "experts")
         if name not in shapes:
             raise ValueError(f"{self.folder} has no expert {name}: it has {', '.join(shapes) or 'none'}")
-        return network_from_dict(shapes[name], self._place(f"model.experts.{name}"))
+        return config.network_from_dict(shapes[name], self._place(f"model.experts.{name}"))
 
     def map(self) -> DegradationMap:
         """The map of training DRs."""
@@ -222,14 +193,16 @@ class Checkpoint:
     def _place(self, words: str) -> str:
         return f"{self.folder}/config.json: {words}"
 
+    def _section(self, kind: type[config.S], name: str) -> config.S:
+        """The part `name` of what the model is."""
+        return config.from_dict(kind, self._object("model", name), self._place(f"model.{name}"))
+
     def _object(self, *path: str) -> dict[str, Any]:
         """The object at `path` in config.json. Raises ValueError where there is none."""
         value: Any = self.config
         for number, key in enumerate(path, 1):
             if key not in value:
-                raise ValueError(
-                    self._place(f"{'.'.join(path)} is missing; the training stage that makes it has not run")
-                )
+                raise ValueError(self._place(f"{'.'.join(path)} is missing; {NOT_RUN}"))
             value = value[key]
             if not isinstance(value, dict):
                 raise ValueError(self._place(f"{'.'.join(path[:number])} should be an object"))
@@ -241,17 +214,14 @@ class Checkpoint:
             module = build()
             count = sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
         if count > MAX_PARAMETERS:
-            raise ValueError(
-                f"{self.folder}/config.json: {name} would have {count / 1e6:.0f} million parameters, at most "
-                f"{MAX_PARAMETERS / 1e6:.0f} million are allowed"
-            )
+            size, most = count / 1e6, MAX_PARAMETERS / 1e6
+            raise ValueError(self._place(f"{name} has {size:.0f} million parameters, allowed are {most:.0f}"))
         module = build()
         try:
             module.load_state_dict(self.tensors(name), strict=True)
         except RuntimeError as error:
-            raise ValueError(
-                f"{self.folder / name} does not fit config.json: {' '.join(str(error).split())[:160]}"
-            ) from None
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{self.folder / name} does not fit config.json: {reason}") from None
         return module.eval().requires_grad_(False)
 
 

@@ -15,11 +15,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from unirestorer.files import sha256_of
-from unirestorer.journal import NAME as JOURNAL_NAME
 from unirestorer.journal import Journal
 from unirestorer.types import Task, named_tasks
 
@@ -75,11 +75,22 @@ def complain(message: str) -> Literal[2]:
     return 2
 
 
-# Commands
+# Commands: their docstrings are their help
 
 
 def restore(args: argparse.Namespace) -> int:
-    """Restore photos and say which expert did it."""
+    """Restore photos and say which expert did it.
+
+    Several are routed first, then restored expert by expert. A run over a folder that was interrupted goes on
+    where it stopped: results are kept that are whole and come from the same file, checkpoint and options.
+    OUT/.unirestorer-run.jsonl keeps account of that until all photos are restored.
+
+    examples:
+      python -m unirestorer restore rainy.png -o clear.png
+      python -m unirestorer restore holiday/ -o restored/ --report report.json
+      python -m unirestorer restore rainy.png -o clear/ --task derain dehaze
+      python -m unirestorer restore noisy.png -o forced.png --expert 1-2 --tile off
+    """
     from unirestorer import UniRestorer, batch
     from unirestorer.checkpoint import find_checkpoint
     from unirestorer.experts import DEFAULT_TILE_PX
@@ -92,23 +103,23 @@ def restore(args: argparse.Namespace) -> int:
     batch.refuse_overwriting([*targets.values(), args.report], photos)
     folder = find_checkpoint(args.checkpoint, args.revision)
     model = UniRestorer.from_pretrained(folder, device=args.device)
-    settings = {
-        "checkpoint": sha256_of(folder / "config.json"),  # which holds the hashes of all parts
-        "tasks": tasks and sorted(tasks),
-        "expert": args.expert,
-        "tile_px": tile_px,
-    }
-    several = batch.is_run(args.inputs)
-    journal = Journal(Path(args.output), settings) if several else None
+    config = sha256_of(folder / "config.json")  # which holds the hashes of all parts
+    settings = [config, tasks and sorted(tasks), args.expert, tile_px]
+    journal = Journal(Path(args.output), settings) if batch.is_run(args.inputs) else None
     run = batch.Run(model, photos, targets, tasks, args.expert, tile_px, journal)
     run.restore(args.report)
-    if several:
+    if journal is not None:
         print(*run.summary(time.perf_counter() - started), sep="\n", file=sys.stderr)
     return exit_code(run.failures, len(photos))
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Say how photos would be routed, in words or as JSON."""
+    """Say how photos would be routed, without restoring them.
+
+    examples:
+      python -m unirestorer inspect rainy.png
+      python -m unirestorer inspect holiday/ --json > routes.json
+    """
     from unirestorer import UniRestorer, batch
     from unirestorer.report import describe
 
@@ -123,14 +134,19 @@ def inspect(args: argparse.Namespace) -> int:
         return None if args.json else in_words(entries[-1])
 
     failures = batch.for_each(photos, decide, alone=not batch.is_run(args.inputs))
-    code = exit_code(failures, len(photos))
     if args.json:
         print(json.dumps(entries, indent=1))
-    return code
+    return exit_code(failures, len(photos))
 
 
 def degrade(args: argparse.Namespace) -> int:
-    """Degrade clean photos by a recipe, all by the same one."""
+    """Degrade clean photos, all by one recipe, in the order of the options below.
+
+    examples:
+      python -m unirestorer degrade clean.png -o rainy.png --rain medium --noise 25
+      python -m unirestorer degrade photos/ -o worse/ --haze 1.2 --jpeg heavy --seed 7 --save-recipe r.json
+      python -m unirestorer degrade photos/ -o again/ --recipe r.json
+    """
     from unirestorer import batch
     from unirestorer.imaging import save_image
 
@@ -152,7 +168,12 @@ def degrade(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Check a checkpoint's files and list them."""
+    """Check a checkpoint's files and list them: hashes, shapes, a forward pass through every expert.
+
+    examples:
+      python -m unirestorer verify single
+      python -m unirestorer verify checkpoints/mixed
+    """
     from unirestorer import checkpoint
 
     folder = checkpoint.find_checkpoint(args.name, args.revision)
@@ -177,36 +198,32 @@ def make_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe in `--recipe`, or the one that the strengths describe. Raises ValueError."""
     from unirestorer.degradation import Recipe, compose
 
-    given = {
-        task: getattr(args, flag) for flag, (task, _) in STRENGTHS.items() if getattr(args, flag) is not None
-    }
-    if args.recipe is not None:
-        if given:
-            raise ValueError("--recipe already says what to do: leave the strengths out")
-        try:
-            recipe = Recipe.from_json(Path(args.recipe).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{args.recipe}: {error}") from None
+    texts = {flag: text for flag in STRENGTHS if (text := getattr(args, flag)) is not None}
+    if args.recipe is None:
+        if not texts:
+            flags = ", ".join(f"--{flag}" for flag in STRENGTHS)
+            raise ValueError(f"nothing to do: give --recipe or one of {flags}")
+        strengths = {STRENGTHS[flag][0]: strength(flag, text) for flag, text in texts.items()}
+        return compose(strengths, args.seed or 0)
+    if texts:
+        raise ValueError("--recipe already says what to do: leave the strengths out")
+    try:
+        recipe = Recipe.from_json(args.recipe.read_text(encoding="utf-8"))
         if any(getattr(step, "real", False) for step in recipe.steps):
-            raise ValueError(
-                f"{args.recipe}: real rain needs a folder of rain layers, which only training has"
-            )
-        return recipe if args.seed is None else recipe.reseeded(args.seed)
-    if not given:
-        raise ValueError(
-            f"nothing to do: give --recipe or one of {', '.join(f'--{flag}' for flag in STRENGTHS)}"
-        )
-    return compose({task: strength(task, text) for task, text in given.items()}, args.seed or 0)
+            raise ValueError("real rain needs a folder of rain layers, which only training has")
+    except ValueError as error:
+        raise ValueError(f"{args.recipe}: {error}") from None
+    return recipe if args.seed is None else recipe.reseeded(args.seed)
 
 
-def strength(task: Task, text: str) -> float:
+def strength(flag: str, text: str) -> float:
     """A strength in the unit of `RANGES` from a number or a degree, which stands for its middle.
 
     Raises ValueError.
     """
     from unirestorer.degradation.recipe import degree_strengths
 
-    degrees = degree_strengths(task)
+    degrees = degree_strengths(STRENGTHS[flag][0])
     if text in degrees:
         return degrees[text]
     try:
@@ -214,7 +231,6 @@ def strength(task: Task, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        flag = next(flag for flag, (undo, _) in STRENGTHS.items() if undo is task)
         raise ValueError(f"--{flag} {text}: expected a number or {', '.join(degrees)}")
     return number
 
@@ -236,13 +252,10 @@ def in_words(data: dict[str, Any]) -> str:
         "e_gran": "no percentile: this checkpoint has no map",
     }
     if "map" in data:
-        gran, distance = data["e_gran_percentile"], data["distance_percentile"]
-        lines["e_gran"] = (
-            f"percentile {gran:.0f}: less sure than {gran:.0f} % of the held-out training photos"
-        )
-        lines["distance"] = f"percentile {distance:.0f}: less familiar than {distance:.0f} % of them"
-    width, height = data["size"]
-    head = f"{data['input']}, {width} x {height} px"
+        gran, distance = (f"{data[key]:.0f}" for key in ("e_gran_percentile", "distance_percentile"))
+        lines["e_gran"] = f"percentile {gran}: less sure than {gran} % of the held-out training photos"
+        lines["distance"] = f"percentile {distance}: less familiar than {distance} % of them"
+    head = "{}, {} x {} px".format(data["input"], *data["size"])
     return "\n".join([head, *(f"  {name:<9} {line}" for name, line in lines.items())])
 
 
@@ -267,123 +280,66 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(
-        run: Callable[[argparse.Namespace], int], text: str, *examples: str
-    ) -> argparse.ArgumentParser:
-        lines = "\n".join(f"  {PROGRAM} {run.__name__} {example}" for example in examples)
+    def command(run: Callable[[argparse.Namespace], int]) -> Callable[..., argparse.Action]:
+        text, _, examples = cleandoc(run.__doc__ or "").partition("\n\nexamples:\n")
         added = commands.add_parser(
             run.__name__,
-            help=text,
+            help=text.partition("\n")[0],
             description=text,
-            epilog=f"examples:\n{lines}",
+            epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         added.set_defaults(run=run)
-        return added
+        return added.add_argument
 
-    add_restore_options(
-        command(
-            restore,
-            "restore photos",
-            "rainy.png -o clear.png",
-            "holiday/ -o restored/ --report report.json",
-            "rainy.png -o clear/ --task derain dehaze",
-            "noisy.png -o forced.png --expert 1-2 --tile off",
-        )
+    add = command(restore)
+    add_photos(add, output=True)
+    add_model(add)
+    add("--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ...")
+    text = (
+        f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; off: the whole photo"
     )
-    text = "say how photos would be routed, without restoring them"
-    inspecting = command(inspect, text, "rainy.png", "holiday/ --json > routes.json")
-    add_photos(inspecting)
-    add_model(inspecting)
-    inspecting.add_argument("--json", action="store_true", help="print JSON instead of words")
-    add_degrade_options(
-        command(
-            degrade,
-            "degrade clean photos, in the order of the options below",
-            "clean.png -o rainy.png --rain medium --noise 25",
-            "photos/ -o worse/ --haze 1.2 --jpeg heavy --seed 7 --save-recipe recipe.json",
-            "photos/ -o again/ --recipe recipe.json",
-        )
-    )
-    text = "check a checkpoint: hashes, shapes, a forward pass through every expert"
-    verifying = command(verify, text, "single", "checkpoints/mixed")
-    verifying.add_argument("name", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    verifying.add_argument("--revision", help=REVISION_HELP)
+    add("--tile", type=tile, default="auto", metavar="auto|N|off", help=f"{text} (default: auto)")
+    add("--report", type=Path, metavar="FILE", help="each photo's probabilities, path and timings, as JSON")
+
+    add = command(inspect)
+    add_photos(add)
+    add_model(add)
+    add("--json", action="store_true", help="print JSON instead of words")
+
+    add = command(degrade)
+    add_photos(add, output=True)
+    for flag, (_, text) in STRENGTHS.items():
+        add(f"--{flag}", metavar="STRENGTH", help=text)
+    add("--seed", type=whole(0, 2**63 - 1), help="of everything drawn (default: 0, or the recipe's own)")
+    add("--recipe", type=Path, metavar="FILE", help="take the degradations from this JSON file instead")
+    add("--save-recipe", type=Path, metavar="FILE", help="write the recipe there as JSON")
+
+    add = command(verify)
+    add("name", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    add("--revision", help=REVISION_HELP)
     return parser
 
 
-def add_restore_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "restore photos; several are routed first, then restored expert by expert.\n"
-        "A run over a folder that was interrupted goes on where it stopped: results are kept that are\n"
-        f"whole and come from the same file, checkpoint and options. OUT/{JOURNAL_NAME}\n"
-        "keeps account of that until all photos are restored."
-    )
-    add_photos(parser, "-o", "--output")
-    add_model(parser)
-    parser.add_argument(
-        "--expert", metavar="LEVEL-INDEX", help="use this expert, whatever the router chooses: 0-0, 1-3 ..."
-    )
-    parser.add_argument(
-        "--tile",
-        type=tile,
-        default="auto",
-        metavar="auto|N|off",
-        help=f"side in pixels of what the expert sees at once, at least {SMALLEST_TILE_PX}; "
-        "off: the whole photo (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write each photo's probabilities, path and timings there as JSON",
-    )
-
-
-def add_degrade_options(parser: argparse.ArgumentParser) -> None:
-    add_photos(parser, "-o", "--output")
-    for flag, (_, text) in STRENGTHS.items():
-        parser.add_argument(f"--{flag}", metavar="STRENGTH", help=text)
-    parser.add_argument(
-        "--seed", type=whole(0, 2**63 - 1), help="of everything drawn (default: 0, or the recipe's own)"
-    )
-    for flag, text in (
-        ("--recipe", "take the degradations from this JSON file instead"),
-        ("--save-recipe", "write the recipe there as JSON"),
-    ):
-        parser.add_argument(flag, type=Path, metavar="FILE", help=text)
-
-
-def add_photos(parser: argparse.ArgumentParser, *output: str) -> None:
-    """The photos to work on, and, under the flags `output`, where results go."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="IN", help="photos, and folders that are searched at all depths"
-    )
+def add_photos(add: Callable[..., argparse.Action], *, output: bool = False) -> None:
+    """The photos to work on and, with `output`, where results go."""
+    add("inputs", nargs="+", metavar="IN", help="photos, and folders that are searched at all depths")
     if output:
-        parser.add_argument(
-            *output,
-            required=True,
-            metavar="OUT",
-            help="a file for one photo, or a folder, which keeps sub-folders and names; "
-            "formats that cannot be written become PNG; an input is never overwritten",
+        text = (
+            "a file for one photo, or a folder, which keeps sub-folders and names; "
+            "formats that cannot be written become PNG; an input is never overwritten"
         )
+        add("-o", "--output", required=True, metavar="OUT", help=text)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(add: Callable[..., argparse.Action]) -> None:
     """The instruction, and the checkpoint with its device."""
-    parser.add_argument(
-        "--task",
-        nargs="+",
-        action="extend",
-        metavar="TASK",
-        help=f"instruction: only experts of {', '.join(Task)}",
-    )
-    parser.add_argument("--checkpoint", default="single", help=f"{CHECKPOINT_HELP} (default: single)")
-    parser.add_argument("--revision", help=REVISION_HELP)
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)"
-    )
+    text = f"instruction: only experts of {', '.join(Task)}"
+    add("--task", nargs="+", action="extend", metavar="TASK", help=text)
+    add("--checkpoint", default="single", help=f"{CHECKPOINT_HELP} (default: single)")
+    add("--revision", help=REVISION_HELP)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
 
 
 def tile(text: str) -> int | None | Literal["auto"]:
@@ -392,7 +348,7 @@ def tile(text: str) -> int | None | Literal["auto"]:
         return "auto" if text == "auto" else None
     if not text.isdecimal() or int(text) < SMALLEST_TILE_PX:
         raise argparse.ArgumentTypeError(
-            f"expected auto, off or pixels from {SMALLEST_TILE_PX}, got {text!r}"
+            f"expected auto, off or at least {SMALLEST_TILE_PX} px, got {text!r}"
         )
     return int(text)
 

@@ -4,9 +4,9 @@ How a model is trained is the business of `training/config.py`. Configs come wit
 `from_dict` is the one place that validates, before anything is built.
 """
 
-import dataclasses
 import math
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -57,9 +57,12 @@ class AttentionShape(UShape):
     """What networks with attention have in common."""
 
     heads: tuple[int, ...]  # per resolution of the encoder, finest first, and of the middle
+    width_step = 1  # what the network's width is a multiple of
 
     def check(self) -> None:
         super().check()
+        if self.width % self.width_step:
+            raise ValueError(f"width is {self.width}, expected a multiple of {self.width_step}")
         _within("length of heads", len(self.heads), len(self.encoder) + 1, len(self.encoder) + 1)
         for level, heads in enumerate(self.heads):
             channels = self.width * 2**level
@@ -73,12 +76,11 @@ class RestormerShape(AttentionShape):
 
     refinement: int  # blocks after the decoder
     kind: Literal["restormer"] = "restormer"
+    width_step = 2
 
     def check(self) -> None:
         super().check()
         _within("refinement", self.refinement, 0, MAX_BLOCKS)
-        if self.width % 2:
-            raise ValueError(f"width is {self.width}, a restormer needs a multiple of 2")
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,11 @@ class RetinexFormerShape(AttentionShape):
     """Shape of a RetinexFormer."""
 
     kind: Literal["retinexformer"] = "retinexformer"
-
-    def check(self) -> None:
-        super().check()
-        if self.width % 4:
-            raise ValueError(f"width is {self.width}, a retinexformer needs a multiple of 4")
+    width_step = 4
 
 
 NetworkShape = NAFNetShape | RestormerShape | RetinexFormerShape
-NETWORK_SHAPES: dict[str, type[NetworkShape]] = {
-    "nafnet": NAFNetShape,
-    "restormer": RestormerShape,
-    "retinexformer": RetinexFormerShape,
-}
+NETWORK_SHAPES: dict[str, type[NetworkShape]] = {shape.kind: shape for shape in typing.get_args(NetworkShape)}
 
 
 @dataclass(frozen=True)
@@ -155,22 +149,13 @@ class Range(Section):
 S = TypeVar("S", bound=Section)
 
 
-def to_dict(section: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
-    """A section as plain JSON data."""
-    return dataclasses.asdict(section)
-
-
 def from_dict(kind: type[S], data: Any, where: str) -> S:  # noqa: ANN401 - anything a JSON file may hold
     """The section `kind` in JSON data; `where` it stands is said in errors.
 
     Raises ValueError when a key is missing or unknown, and for values of a wrong type or out of range.
     """
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(kind)
-    for key in data:
-        if key not in hints:
-            raise ValueError(f"{where}: unknown key {key!r:.60}; known keys are {', '.join(hints)}")
+    refuse_unknown(data, hints, where)
     for key in hints:
         if key not in data:
             raise ValueError(f"{where}: the key {key!r} is missing")
@@ -182,13 +167,21 @@ def from_dict(kind: type[S], data: Any, where: str) -> S:  # noqa: ANN401 - anyt
     return section
 
 
+def refuse_unknown(data: Any, keys: Collection[str], where: str) -> None:  # noqa: ANN401
+    """Raises ValueError for data that is no JSON object, or has other keys than these."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+    for key in data:
+        if key not in keys:
+            raise ValueError(f"{where}: unknown key {key!r:.60}; known keys are {', '.join(keys)}")
+
+
 def network_from_dict(data: Any, where: str) -> NetworkShape:  # noqa: ANN401
     """The shape of an expert network, of which kind its key "kind" says. Raises ValueError as `from_dict`."""
     kind = data.get("kind") if isinstance(data, dict) else data
-    if not isinstance(kind, str) or kind not in NETWORK_SHAPES:
-        raise ValueError(
-            f"{where}: unknown network kind {kind!r:.60}: choose one of {', '.join(NETWORK_SHAPES)}"
-        )
+    if kind not in list(NETWORK_SHAPES):  # it may be unhashable
+        kinds = ", ".join(NETWORK_SHAPES)
+        raise ValueError(f"{where}: unknown network kind {kind!r:.60}: choose one of {kinds}")
     return from_dict(NETWORK_SHAPES[kind], data, where)
 
 
@@ -199,20 +192,17 @@ def convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
         if value not in inner:
             raise ValueError(f"{where}: unknown {value!r:.60}: choose one of {', '.join(inner)}")
         return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: expected a list, got {type(value).__name__}")
+    if origin is tuple and isinstance(value, list | tuple):
         if inner[-1] is not Ellipsis and len(value) != len(inner):
             raise ValueError(f"{where}: expected {len(inner)} entries, got {len(value)}")
         return tuple(convert(inner[0], entry, where) for entry in value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
+    if origin is dict and isinstance(value, dict):
         return {key: convert(inner[1], entry, f"{where}.{key:.60}") for key, entry in value.items()}
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not hint:  # a bool is no int
-        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r:.60}")
+        expected = {tuple: "a list", dict: "an object"}.get(origin) or hint.__name__
+        raise ValueError(f"{where}: expected {expected}, got {value!r:.60}")
     return value
 
 

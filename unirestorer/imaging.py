@@ -4,6 +4,7 @@ Everywhere else an image is a float32 tensor (B, 3, H, W), RGB, in [0, 1].
 """
 
 import io
+import itertools
 import os
 import threading
 import warnings
@@ -23,9 +24,9 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | 
 MAX_MEGAPIXELS = 100
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # a closed list: Pillow would run Ghostscript for EPS
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+WRITABLE = tuple(suffix for suffix in SUFFIXES if suffix != ".gif")  # whose 256 colours are too few
 BLEND_PX = 16  # neighbouring tiles overlap by this much
-# What is written: every suffix above but GIF's, whose 256 colours are too few.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"lossless": True},
     "TIFF": {"compression": "tiff_adobe_deflate"},
@@ -95,9 +96,9 @@ def load_profile(path: str | os.PathLike[str]) -> bytes | None:
                 profile = image.info.get("icc_profile")
     except Exception:  # as in `load_image`, which has said or will say what is wrong
         return None
-    if not isinstance(profile, bytes) or len(profile) < 128 or profile[36:40] != b"acsp":
-        return None  # not even a profile's header
-    return profile if profile[16:20] == b"RGB " else None
+    if not isinstance(profile, bytes) or len(profile) < 128:  # not even a profile's header
+        return None
+    return profile if (profile[36:40], profile[16:20]) == (b"acsp", b"RGB ") else None
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -106,17 +107,17 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     In a folder the suffix decides and hidden files are left out. A file that is named itself is taken in any
     case, even if it does not exist, so that `load_image` can say what is wrong with it.
     """
-    given, found = [Path(path) for path in paths], []
-    for path in given:
+    sources, files = [Path(path) for path in paths], []
+    for path in sources:
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
-            found += sorted(p for p in inside if p.is_file())
+            files += sorted(p for p in inside if p.is_file())
         else:
-            found.append(path)
-    if not found:
-        names = ", ".join(path.name or str(path) for path in given) or "paths"
+            files.append(path)
+    if not files:
+        names = ", ".join(path.name or str(path) for path in sources) or "paths"
         raise _error(names, "no image", f"files ending in {' '.join(SUFFIXES)}", "name others")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
 def _from_stream(file: BinaryIO, name: str) -> Tensor:
@@ -155,8 +156,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
+    array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise _error(name, f"shape {array.shape}", "(H, W, 3) or (H, W)", "put the channels last")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
@@ -234,15 +234,14 @@ def encode_image(x: Tensor, path: str | os.PathLike[str], profile: bytes | None 
     """The bytes that `save_image` would write to `path`."""
     path = Path(path)
     suffix = path.suffix.lower() or ".png"
-    if suffix not in SUFFIXES or suffix == ".gif":
-        raise _error(path.name, path.suffix, " ".join(SUFFIXES[:-1]), "change the suffix")
+    if suffix not in WRITABLE:
+        raise _error(path.name, path.suffix, " ".join(WRITABLE), "change the suffix")
     image, name = to_pil(x), Image.registered_extensions()[suffix]
     longest = LONGEST_PX.get(name, 2**31)
     if max(image.size) > longest:
         raise _error(path.name, f"{max(image.size)} px a side", f"at most {longest} in {name}", "use PNG")
-    options: dict[str, Any] = {**OPTIONS.get(name, {}), **({"icc_profile": profile} if profile else {})}
     file = io.BytesIO()
-    image.save(file, name, **options)
+    image.save(file, name, icc_profile=profile, **OPTIONS.get(name, {}))
     return file.getvalue()
 
 
@@ -282,25 +281,26 @@ def views(x: Tensor, size: int = 224) -> Tensor:
 # Tiles
 
 
-def _spans(length: int, tile: int, multiple: int) -> tuple[list[tuple[int, int]], int]:
-    """Ranges of at most `tile` that cover `length`, with aligned starts; and how much neighbours overlap."""
+def _spans(length: int, tile: int, multiple: int, like: Tensor) -> list[tuple[int, int, Tensor]]:
+    """Ranges of at most `tile` that cover `length`, with aligned starts, and the weights of their pixels.
+
+    These are linear where a range overlaps a neighbour, else 1; where two meet they add up to 1.
+    """
     if length <= tile:
-        return [(0, length)], 0
+        return [(0, length, like.new_ones(length))]
     overlap = min(BLEND_PX, tile - multiple, tile // 3)  # never over `step`: at most two ranges meet anywhere
     step = (tile - overlap) // multiple * multiple
-    starts = range(0, length - overlap, step)
-    return [(start, min(start + step + overlap, length)) for start in starts], overlap
-
-
-def _ramp(start: int, end: int, length: int, overlap: int, like: Tensor) -> Tensor:
-    """Weights of a range, linear where it overlaps a neighbour, else 1; where two meet they add up to 1."""
-    weight = like.new_ones(end - start)
     rising = torch.arange(1, overlap + 1).to(like) / (overlap + 1)
-    if start > 0:
-        weight[:overlap] = rising
-    if end < length:
-        weight[end - start - overlap :] = 1 - rising
-    return weight
+    spans = []
+    for start in range(0, length - overlap, step):
+        end = min(start + step + overlap, length)
+        weight = like.new_ones(end - start)
+        if start > 0:
+            weight[:overlap] = rising
+        if end < length:
+            weight[end - start - overlap :] = 1 - rising
+        spans.append((start, end, weight))
+    return spans
 
 
 def run_tiled(
@@ -309,7 +309,7 @@ def run_tiled(
     tile: int,
     halo: int,
     multiple: int,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
     """`network(x)` for (B, 3, H, W) of any size, with the memory of one tile besides input and output.
 
@@ -321,20 +321,15 @@ def run_tiled(
     """
     if tile < multiple or halo < 0:
         raise _error("tiles", f"tile {tile}, halo {halo}", f"tile >= {multiple} and halo >= 0", "change them")
-    height, width = x.shape[-2:]
-    rows, row_overlap = _spans(height, tile, multiple)
-    columns, column_overlap = _spans(width, tile, multiple)
-    tiles = [(*row, *column) for row in rows for column in columns]
+    rows, columns = (_spans(length, tile, multiple, x) for length in x.shape[-2:])
+    tiles = list(itertools.product(rows, columns))
     halo += -halo % multiple
-    output = torch.zeros_like(x) if len(tiles) > 1 else network(x)
-    for done, (top, bottom, left, right) in enumerate(tiles, start=1):
-        if len(tiles) > 1:
-            y0, x0 = max(top - halo, 0), max(left - halo, 0)
-            y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
-            part = network(x[:, :, y0:y1, x0:x1])
-            part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
-            part = part * _ramp(top, bottom, height, row_overlap, part)[:, None]
-            output[:, :, top:bottom, left:right] += part * _ramp(left, right, width, column_overlap, part)
-        if progress is not None:
-            progress(done / len(tiles))
+    output = torch.zeros_like(x)
+    for done, ((top, bottom, down), (left, right, across)) in enumerate(tiles, start=1):
+        y0, x0 = max(top - halo, 0), max(left - halo, 0)
+        y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
+        part = network(x[:, :, y0:y1, x0:x1])
+        part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
+        output[:, :, top:bottom, left:right] += part * down[:, None] * across
+        progress(done / len(tiles))
     return output

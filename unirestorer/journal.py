@@ -19,12 +19,12 @@ NAME = ".unirestorer-run.jsonl"
 
 
 class Journal:
-    """The journal of the results in `folder`, made with `settings`, any JSON data.
+    """The journal of the results in `folder`, made with these `settings`, JSON data.
 
     Raises ValueError while another process keeps this folder's journal, and OSError.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: list[Any]) -> None:
         self.folder, self.path = folder, folder / NAME
         self._settings = settings
         self._token = sha256(os.fsencode(folder.resolve()))[:16]  # one for all runs: see `atomic_write`

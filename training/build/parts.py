@@ -6,6 +6,7 @@ Every write is atomic. Between a part and config.json the part's hash does not m
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from unirestorer.checkpoint import FORMAT, Checkpoint
-from unirestorer.config import NetworkShape, to_dict
+from unirestorer.config import NetworkShape
 from unirestorer.degradation.recipe import RANGES
 from unirestorer.extractor import Extractor
 from unirestorer.files import atomic_write, sha256
@@ -38,7 +39,7 @@ def ranges_of(mode: Mode) -> Section:
 
 
 def add_extractor(folder: Path, extractor: Extractor, training: Section) -> None:
-    section = {**to_dict(extractor.shape), "captions": list(extractor.captions)}
+    section = {**asdict(extractor.shape), "captions": list(extractor.captions)}
     add_part(
         folder, "extractor.safetensors", half(extractor), {"extractor": section}, {"extractor": training}
     )
@@ -53,12 +54,12 @@ def add_tree(folder: Path, tree: DegradationTree, training: Section) -> None:
 
 
 def add_expert(folder: Path, name: str, shape: NetworkShape, network: nn.Module, training: Section) -> None:
-    file, experts = f"experts/{name}.safetensors", {"experts": {name: to_dict(shape)}}
+    file, experts = f"experts/{name}.safetensors", {"experts": {name: asdict(shape)}}
     add_part(folder, file, half(network), experts, {"experts": {name: training}})
 
 
 def add_router(folder: Path, router: Router, training: Section) -> None:
-    model = {"routers": to_dict(router.shape)}
+    model = {"routers": asdict(router.shape)}
     add_part(folder, "router.safetensors", half(router), model, {"routers": training})
 
 

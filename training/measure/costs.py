@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from training.measure.machine import describe_machine
 from unirestorer.batch import write_text
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
 from unirestorer.cli import tile, whole
-from unirestorer.config import RouterShape, from_dict, to_dict
+from unirestorer.config import RouterShape, from_dict
 from unirestorer.experts import DEFAULT_TILE_PX
 from unirestorer.files import sha256
 from unirestorer.imaging import load_image, save_image
@@ -308,7 +308,7 @@ def grow(source: Checkpoint, folder: Path, count: int) -> None:
         torch.manual_seed(0)
         add_router(folder, Router(grown.centers[-1].shape[1], grown.expert_table, heads).eval(), {})
     name = tree.expert_names[-1]
-    data, shape = source.read(f"experts/{name}.safetensors"), to_dict(source.shape(name))
+    data, shape = source.read(f"experts/{name}.safetensors"), asdict(source.shape(name))
     files = [f"experts/{new}.safetensors" for new in grown.expert_names]
     add_part(folder, files[0], data, {}, {})
     for file in files[1:]:

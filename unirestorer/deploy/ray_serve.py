@@ -9,17 +9,14 @@ A replica holds a model of its own and works on one photo at a time; others wait
 client gets 503. Ray's own `/-/healthz` answers while the model works.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import quote
 
 # Read when ray is imported and started.
@@ -28,23 +25,36 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: anything els
 
 import ray
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
-from ray.serve.config import HTTPOptions
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from unirestorer.checkpoint import find_checkpoint
 from unirestorer.imaging import encode_image, load_image
 from unirestorer.pipeline import UniRestorer
 from unirestorer.report import describe
-from unirestorer.types import Restoration, named_tasks
-
-if TYPE_CHECKING:
-    from ray.serve import Application
-    from starlette.requests import Request
+from unirestorer.types import named_tasks
 
 MAX_BYTES = 64 * 2**20  # of a photo's file
-STOP_SECONDS = 30.0  # that running photos get when a replica is told to stop
 NAME = "unirestorer"
+
+
+class Options(BaseModel, extra="forbid"):
+    """What `serve run` takes as name=value, and this program as --name value."""
+
+    checkpoint: str = Field("single", description="folder, name in checkpoints/ or hub id")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    replicas: int = Field(2, ge=1, description="models that work side by side")
+    threads: int = Field(1, ge=1, description="CPU threads of each")
+    queue: int = Field(32, ge=1, description="photos that may wait")
+    cpus: float | None = Field(None, ge=0, description="cores that Ray reserves for each; None: its threads")
+    gpus: float = Field(0.0, ge=0, description="share of a GPU that each reserves: 0.25 puts four on one")
+
+    @property
+    def cores(self) -> float:
+        """Cores that Ray reserves for a replica."""
+        return self.threads if self.cpus is None else self.cpus
 
 
 class Engine:
@@ -69,9 +79,7 @@ class Engine:
         async for part in request.stream():
             photo += part
             if len(photo) > MAX_BYTES:
-                return _sorry(
-                    413, f"the photo's file is larger than {MAX_BYTES // 2**20} MB: send a smaller one"
-                )
+                return _sorry(413, f"the photo's file is over {MAX_BYTES // 2**20} MB: send a smaller one")
         try:
             return await asyncio.to_thread(self.answer, verb, bytes(photo), dict(request.query_params))
         except ValueError as error:
@@ -88,60 +96,51 @@ class Engine:
         if verb == "inspect":
             return JSONResponse(describe(self.model, self.model.inspect(x, tasks)))
         result = self.model(x, tasks=tasks, expert=query.get("expert") or None)
-        return Response(encode_image(result.image, "restored.png"), 200, self._headers(result), "image/png")
-
-    def _headers(self, result: Restoration) -> dict[str, str]:
         expert = int(result.decision.route.expert[0])
-        return {
+        headers = {
             "X-Expert": self.model.tree.expert_names[expert],
             "X-Expert-Name": quote(self.model.tree.words(expert), safe=" ,+"),
             "X-Seconds": f"{sum(result.decision.seconds.values()):.3f}",
             "X-Replica": serve.get_replica_context().replica_id.unique_id,
         }
+        return Response(encode_image(result.image, "restored.png"), 200, headers, "image/png")
 
 
 def _sorry(status: int, text: str) -> JSONResponse:
     return JSONResponse({"error": " ".join(text.split())}, status)
 
 
-def engine(options: dict[str, Any]) -> Application:
-    """What Ray Serve runs: `checkpoint`, and if wished `device`, `replicas`, `threads`, `queue`, `cpus`
-    (cores that Ray reserves per replica) and `gpus` (0.25 puts four replicas on one).
-
-    Raises ValueError for a checkpoint that is not there.
-    """
-    threads = int(options.get("threads", 1))
-    resources = {"num_cpus": float(options.get("cpus", threads)), "num_gpus": float(options.get("gpus", 0))}
+def engine(options: Options) -> serve.Application:
+    """What Ray Serve runs. Raises ValueError for a checkpoint that is not there."""
     deployment = serve.deployment(
         name=NAME,
-        num_replicas=int(options.get("replicas", 1)),
+        num_replicas=options.replicas,
         max_ongoing_requests=1,
-        max_queued_requests=int(options.get("queue", 32)),
-        graceful_shutdown_timeout_s=STOP_SECONDS,
-        ray_actor_options=resources,
+        max_queued_requests=options.queue,
+        graceful_shutdown_timeout_s=30.0,  # for photos that are being restored
+        ray_actor_options={"num_cpus": options.cores, "num_gpus": options.gpus},
     )(Engine)
-    checkpoint = str(find_checkpoint(options["checkpoint"]))  # downloaded here, once, if it is a hub id
-    return deployment.bind(checkpoint, str(options.get("device", "auto")), threads)
+    checkpoint = str(find_checkpoint(options.checkpoint))  # downloaded here, once, if it is a hub id
+    return deployment.bind(checkpoint, options.device, options.threads)
 
 
-def start(options: dict[str, Any], port: int, host: str = "127.0.0.1") -> None:
+def start(options: Options, port: int, host: str = "127.0.0.1") -> None:
     """Start Ray on this machine alone, and the replicas; returns when all of them are ready.
 
     Raises ValueError when the checkpoint or the port cannot be had.
     """
-    wanted = engine(options)
-    cores = int(options.get("replicas", 1)) * float(options.get("cpus", options.get("threads", 1)))
+    application = engine(options)
     ray.init(
         # A core more than the replicas take, in Ray's book-keeping alone: its own processes want one too.
-        num_cpus=max(os.cpu_count() or 1, int(cores + 1)),
+        num_cpus=max(os.cpu_count() or 1, int(options.replicas * options.cores + 1)),
         include_dashboard=False,
         configure_logging=False,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
     try:
-        serve.start(http_options=HTTPOptions(host=host, port=port))
-        serve.run(wanted, name=NAME, route_prefix="/")
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(application, name=NAME, route_prefix="/")
     except (RuntimeError, OSError) as error:
         stop()
         raise ValueError(f"the replicas did not start: {' '.join(str(error).split())[:300]}") from None
@@ -153,37 +152,32 @@ def stop() -> None:
     ray.shutdown()
 
 
-def main(words: Iterable[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; what keeps it from starting ends in one line and code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m unirestorer.deploy.ray_serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", default="single", help="folder, name in checkpoints/ or hub id")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--replicas", type=int, default=2, help="models that work side by side (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default 1)")
-    parser.add_argument("--queue", type=int, default=32, help="photos that may wait (default 32)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU that each reserves")
+    for name, field in Options.model_fields.items():
+        text = f"{field.description} (default: {field.default})"
+        parser.add_argument(f"--{name}", default=field.default, help=text)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    args = vars(parser.parse_args(list(words) if words is not None else None))
+    args = vars(parser.parse_args(words))
     host, port = args.pop("host"), args.pop("port")
-    if min(args["replicas"], args["threads"], args["queue"]) < 1:
-        sys.stderr.write("ray_serve: --replicas, --threads and --queue are whole numbers from 1\n")
-        return 2
     try:
-        start(args, port, host)
+        options = Options(**args)
+        start(options, port, host)
     except ValueError as error:
-        sys.stderr.write(f"ray_serve: {error}\n")
+        rows = error.errors() if isinstance(error, ValidationError) else []
+        reason = "; ".join(f"--{row['loc'][0]}: {row['msg']}" for row in rows) or str(error)
+        sys.stderr.write(f"ray_serve: {reason}\n")
         return 2
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # only now: to start Ray sets handlers of its own
         signal.signal(number, lambda *_: ended.set())
-    sys.stdout.write(
-        f"{args['replicas']} replicas of {Path(args['checkpoint']).name} on http://{host}:{port}\n"
-    )
+    sys.stdout.write(f"{options.replicas} replicas of {options.checkpoint} on http://{host}:{port}\n")
     sys.stdout.flush()
     ended.wait()
     stop()

@@ -12,11 +12,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unirestorer.config import Section, from_dict, to_dict
+from unirestorer.config import Section, from_dict
 
 YOUNG_SECONDS = 60  # a file this young is never deleted
 MAX_PORT = 65535
@@ -50,7 +50,7 @@ def read_limits(text: str) -> Limits:
         if not number.isdecimal() or len(number) > 9:
             raise ValueError(f"UNIRESTORER_LIMITS: expected name=number, got {part[:40]!r}")
         values[name] = int(number)
-    return from_dict(Limits, {**to_dict(Limits()), **values}, "UNIRESTORER_LIMITS")
+    return from_dict(Limits, {**asdict(Limits()), **values}, "UNIRESTORER_LIMITS")
 
 
 # Files
