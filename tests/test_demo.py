@@ -606,6 +606,7 @@ def test_only_the_three_endpoints_are_public(model: UniRestorer) -> None:
             assert block.format == "png", "webp would lose what was restored"
     model_events = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
     assert len(model_events) == 10
+    assert all(hasattr(fn.fn, "__wrapped__") for fn in model_events), "each is a job of the watch"
     two = build_page([model, model], Watch(Limits()))
     assert set(two.get_api_info()["named_endpoints"]) == {*public, "/restore_tiny", "/inspect_tiny"}
     options = launch_options()
