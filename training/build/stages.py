@@ -31,7 +31,6 @@ from training.build.routers import Embedded, embed, measure_l1, new_router, trai
 from training.build.tree import fit_tree, leaf_of
 from training.config import Config, CorpusConfig, override, preset
 from unirestorer.checkpoint import Checkpoint, find_checkpoint
-from unirestorer.config import to_dict
 from unirestorer.degradation.recipe import Band
 from unirestorer.files import atomic_write
 from unirestorer.pipeline import choose_device
@@ -188,7 +187,7 @@ def extractor_stage(run: Run) -> None:
             f"extractor, strengths {band} of the trained range, {count} windows of held-out photos: "
             f"type {type_:.1%}, degree {degree:.1%}"
         )
-    about = run.about(settings=to_dict(config), held_out=accuracy, **run.origin("extractor.safetensors"))
+    about = run.about(settings=asdict(config), held_out=accuracy, **run.origin("extractor.safetensors"))
     parts.add_mode(run.out, run.config.tree.mode)
     parts.add_extractor(run.out, extractor.cpu(), about)
 
@@ -197,7 +196,7 @@ def tree_stage(run: Run) -> None:
     """Hierarchical clustering of the training DRs; a tree of the same extractor and settings is kept."""
     origin = {
         "extractor_sha256": run.checkpoint.config["files"]["extractor.safetensors"],
-        "settings": to_dict(run.config.tree),
+        "settings": asdict(run.config.tree),
     }
     old = run.checkpoint.config.get("training", {}).get("tree", {})
     if run.leaf_file.is_file() and json.loads(json.dumps(origin)) == {key: old.get(key) for key in origin}:
@@ -246,7 +245,7 @@ def experts_stage(run: Run) -> None:
             done[node.name] = (shape, weights)
             record = run.expert_record(node, progress, again[node.name] is not None)
             parts.add_expert(run.out, node.name, shape, trainer.loaded(shape, weights).cpu(), record)
-    about = run.about(settings=to_dict(run.config.experts))
+    about = run.about(settings=asdict(run.config.experts))
     if run.only:
         parts.add_to_config(run.out, training={"experts_on": {**about, "only": run.only}})
     else:
@@ -291,7 +290,7 @@ def routers_stage(run: Run) -> None:
         f"routers on {result['held_out_photos']} held-out photos: type {result['type_accuracy']:.1%}, leaf "
         f"{result['leaf_accuracy']:.1%}, loads {[round(x, 2) for x in result['level_loads']]}"
     )
-    about = run.about(settings=to_dict(config), **run.origin("router.safetensors"), **result)
+    about = run.about(settings=asdict(config), **run.origin("router.safetensors"), **result)
     parts.add_router(run.out, router, about)
 
 
