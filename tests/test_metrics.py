@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from unirestorer.metrics import psnr, ssim
+from unirestorer.metrics import luma, psnr, ssim
 
 
 def pair(height: int = 40, width: int = 33, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -43,6 +44,19 @@ def test_psnr_and_ssim_agree_with_scikit_image():
     assert ssim(x, y) == pytest.approx(expected, abs=1e-9)
 
 
+def test_luma_agrees_with_scikit_image_and_with_matlab():
+    x, y = pair()
+    a, b = (rgb2ycbcr(bytes_of(z))[..., 0] / 255 for z in (x, y))
+    expected = [peak_signal_noise_ratio(p, q, data_range=1) for p, q in zip(a, b, strict=True)]
+    assert psnr(x, y, channel="y") == pytest.approx(expected, abs=1e-6)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    expected = [structural_similarity(p, q, **options) for p, q in zip(a, b, strict=True)]
+    assert ssim(x, y, channel="y") == pytest.approx(expected, abs=1e-6)
+    # MATLAB: rgb2ycbcr of black, white, red, green, blue
+    colours = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
+    assert (luma(colours)[:, 0] * 255).tolist() == pytest.approx([16, 235, 81.481, 144.553, 40.966])
+
+
 def test_ssim_of_constants_by_hand():
     """Without variance  SSIM = (2 a b + c1) / (a^2 + b^2 + c1),  c1 = 0.01^2."""
     a, b = 102 / 255, 204 / 255
@@ -50,17 +64,18 @@ def test_ssim_of_constants_by_hand():
     assert ssim(x, y) == [pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4))]
 
 
-def test_identical_and_nearly_identical_images():
+@pytest.mark.parametrize("channel", ["rgb", "y"])
+def test_identical_and_nearly_identical_images(channel: str):
     x, _ = pair()
-    assert psnr(x, x) == [100.0] * 3 and ssim(x, x) == pytest.approx([1.0] * 3)
-    assert psnr(x, (x + 0.4 / 255).clamp(0, 1)) == [100.0] * 3  # the same once rounded to 8 bits
+    assert psnr(x, x, channel) == [100.0] * 3 and ssim(x, x, channel) == pytest.approx([1.0] * 3)
+    assert psnr(x, (x + 0.4 / 255).clamp(0, 1), channel) == [100.0] * 3  # the same once rounded to 8 bits
 
 
 def test_no_psnr_exceeds_the_cap():
     x = torch.zeros(1, 3, 300, 300)
     y = x.clone()
-    y[0, 2, 0, 0] = 1 / 255  # 102 dB
-    assert psnr(x, y) == [100.0]
+    y[0, 2, 0, 0] = 1 / 255  # 102 dB on RGB, more on luma
+    assert psnr(x, y) == [100.0] and psnr(x, y, "y") == [100.0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 500), (33, 21), (11, 11)])
@@ -82,5 +97,7 @@ def test_bad_input(metric: object):
             metric(x, other)
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) twice"):
         metric(x[0], x[0])
+    with pytest.raises(ValueError, match="got channel 'cb', expected 'rgb' or 'y'"):
+        metric(x, x, channel="cb")
     with pytest.raises(ValueError, match="nan"):
         metric(x, x * float("nan"))

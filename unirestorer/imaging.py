@@ -4,7 +4,6 @@ Everywhere else an image is a float32 tensor (B, 3, H, W), RGB, in [0, 1].
 """
 
 import io
-import itertools
 import os
 import threading
 import warnings
@@ -281,26 +280,25 @@ def views(x: Tensor, size: int = 224) -> Tensor:
 # Tiles
 
 
-def _spans(length: int, tile: int, multiple: int, like: Tensor) -> list[tuple[int, int, Tensor]]:
-    """Ranges of at most `tile` that cover `length`, with aligned starts, and the weights of their pixels.
-
-    These are linear where a range overlaps a neighbour, else 1; where two meet they add up to 1.
-    """
+def _spans(length: int, tile: int, multiple: int) -> tuple[list[tuple[int, int]], int]:
+    """Ranges of at most `tile` that cover `length`, with aligned starts; and how much neighbours overlap."""
     if length <= tile:
-        return [(0, length, like.new_ones(length))]
+        return [(0, length)], 0
     overlap = min(BLEND_PX, tile - multiple, tile // 3)  # never over `step`: at most two ranges meet anywhere
     step = (tile - overlap) // multiple * multiple
+    starts = range(0, length - overlap, step)
+    return [(start, min(start + step + overlap, length)) for start in starts], overlap
+
+
+def _ramp(start: int, end: int, length: int, overlap: int, like: Tensor) -> Tensor:
+    """Weights of a range, linear where it overlaps a neighbour, else 1; where two meet they add up to 1."""
+    weight = like.new_ones(end - start)
     rising = torch.arange(1, overlap + 1).to(like) / (overlap + 1)
-    spans = []
-    for start in range(0, length - overlap, step):
-        end = min(start + step + overlap, length)
-        weight = like.new_ones(end - start)
-        if start > 0:
-            weight[:overlap] = rising
-        if end < length:
-            weight[end - start - overlap :] = 1 - rising
-        spans.append((start, end, weight))
-    return spans
+    if start > 0:
+        weight[:overlap] = rising
+    if end < length:
+        weight[end - start - overlap :] = 1 - rising
+    return weight
 
 
 def run_tiled(
@@ -321,15 +319,19 @@ def run_tiled(
     """
     if tile < multiple or halo < 0:
         raise _error("tiles", f"tile {tile}, halo {halo}", f"tile >= {multiple} and halo >= 0", "change them")
-    rows, columns = (_spans(length, tile, multiple, x) for length in x.shape[-2:])
-    tiles = list(itertools.product(rows, columns))
+    height, width = x.shape[-2:]
+    rows, row_overlap = _spans(height, tile, multiple)
+    columns, column_overlap = _spans(width, tile, multiple)
+    tiles = [(*row, *column) for row in rows for column in columns]
     halo += -halo % multiple
-    output = torch.zeros_like(x)
-    for done, ((top, bottom, down), (left, right, across)) in enumerate(tiles, start=1):
-        y0, x0 = max(top - halo, 0), max(left - halo, 0)
-        y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
-        part = network(x[:, :, y0:y1, x0:x1])
-        part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
-        output[:, :, top:bottom, left:right] += part * down[:, None] * across
+    output = torch.zeros_like(x) if len(tiles) > 1 else network(x)
+    for done, (top, bottom, left, right) in enumerate(tiles, start=1):
+        if len(tiles) > 1:
+            y0, x0 = max(top - halo, 0), max(left - halo, 0)
+            y1, x1 = bottom + -bottom % multiple + halo, right + -right % multiple + halo
+            part = network(x[:, :, y0:y1, x0:x1])
+            part = part[:, :, top - y0 : bottom - y0, left - x0 : right - x0].to(output)
+            part = part * _ramp(top, bottom, height, row_overlap, part)[:, None]
+            output[:, :, top:bottom, left:right] += part * _ramp(left, right, width, column_overlap, part)
         progress(done / len(tiles))
     return output
